@@ -6,6 +6,8 @@
 # checksum comes from sid's signed index, so apt verifies it with Debian's archive keys. apt keeps
 # this in directories of its own; the machine's sources and lists stay as they are.
 #
+# GnuTLS is left out: it is only for page transfers under TLS, and costs time at each start.
+#
 # The run directory is where CRIU keeps what it found out about the kernel (criu.kdat), so that it
 # need not probe at each start. It keeps the file on a tmpfs only. Where /run is none, our own
 # build uses a directory in /dev/shm; migrate/runtime/criu_binary.py makes it, for root alone.
@@ -100,7 +102,7 @@ if [ "$(stat --file-system --format %T /run)" != tmpfs ]; then
 fi
 
 say "CRIU: building $version (about half a minute)"
-logged "$work/log" make -C "$work/source" -j "$(nproc)" RUNDIR="$rundir" criu ||
+logged "$work/log" make -C "$work/source" -j "$(nproc)" NO_GNUTLS=1 RUNDIR="$rundir" criu ||
     fail "building CRIU $version" "see the compiler's words above"
 
 prefix=$CACHE/criu/$version
