@@ -1,0 +1,26 @@
+"""Which task holds which TCP connection.
+
+>>> with take(tasks_of(init_pid)) as source:   # doctest: +SKIP
+...     matching = match(source.connections, target.closed)
+"""
+
+from mycoproxy.sockets.bound import AddressInUse, addresses_in_use
+from mycoproxy.sockets.held import HeldSocket, HeldSockets, Listener, take
+from mycoproxy.sockets.match import MatchError, Matching, match
+from mycoproxy.sockets.names import DescriptorName
+from mycoproxy.sockets.tasks import Task, tasks_of
+
+__all__ = [
+    "AddressInUse",
+    "DescriptorName",
+    "HeldSocket",
+    "HeldSockets",
+    "Listener",
+    "MatchError",
+    "Matching",
+    "Task",
+    "addresses_in_use",
+    "match",
+    "take",
+    "tasks_of",
+]

@@ -1,0 +1,55 @@
+"""The TCP addresses in use in a network namespace, for the preflight's "address taken".
+
+Read from ``/proc/thread-self/net/tcp{,6}`` (proc_pid_net(5)), so call it on the namespace's worker:
+``worker.call(addresses_in_use)``. A socket that is bound but neither listens nor is connected is
+not in there.
+"""
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from mycoproxy.addresses import Endpoint
+
+_NET = Path("/proc/thread-self/net")
+_TCP_LISTEN = 10  # include/net/tcp_states.h
+_WORDS = {8: 1, 32: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class AddressInUse:
+    """A line of /proc/net/tcp. ``remote`` is None for a listening socket."""
+
+    local: Endpoint
+    remote: Endpoint | None
+    state: int
+
+
+def addresses_in_use() -> tuple[AddressInUse, ...]:
+    """All TCP sockets of the calling thread's network namespace that have an address."""
+    lines: list[str] = []
+    for name in ("tcp", "tcp6"):
+        table = _NET / name
+        if table.exists():  # no tcp6 where IPv6 is off
+            lines += table.read_text().splitlines()[1:]
+    return tuple(parse_line(line) for line in lines)
+
+
+def parse_line(line: str) -> AddressInUse:
+    """Read one line of /proc/net/tcp or tcp6."""
+    _, local, remote, state, *_ = line.split()
+    listening = int(state, 16) == _TCP_LISTEN
+    return AddressInUse(
+        local=_endpoint(local),
+        remote=None if listening else _endpoint(remote),
+        state=int(state, 16),
+    )
+
+
+def _endpoint(text: str) -> Endpoint:
+    """Addresses stand there as 32-bit words in the machine's byte order, ports in plain hex."""
+    digits, port = text.split(":")
+    count = _WORDS[len(digits)]
+    words = (int(digits[8 * index : 8 * index + 8], 16) for index in range(count))
+    return Endpoint(str(ipaddress.ip_address(struct.pack(f"={count}I", *words))), int(port, 16))

@@ -1,0 +1,189 @@
+"""Read a live connection's state, and give it back.
+
+Order, and why: SO_REUSEADDR is read first (repair mode overwrites it); then repair mode, from
+which on closing is silent; then everything else. Nothing of the connection is changed, the queues
+are only peeked at, so ``resume`` is all it takes to go back.
+
+A socket in repair mode still acknowledges what arrives. **Install a hold first**, otherwise bytes
+may be acknowledged after they could be captured.
+"""
+
+import errno
+import socket
+
+from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.tcp import abi, repair
+from mycoproxy.tcp.abi import InfoOption, TcpConnectionState
+from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
+from mycoproxy.tcp.state import (
+    Buffers,
+    Negotiated,
+    ReceiveQueue,
+    SendQueue,
+    TcpState,
+    Timestamps,
+    Window,
+    WindowScale,
+)
+
+_TCP = socket.IPPROTO_TCP
+_SOCKET = socket.SOL_SOCKET
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_LONGEST_SEGMENT = 1 << 20
+
+
+def capture(sock: socket.socket) -> TcpState:
+    """Put ``sock`` into repair mode, leave it there, and return its state.
+
+    The caller has installed a hold on the connection. Raises ``UnsupportedSocketError`` (not
+    TCP), ``UnsupportedStateError`` (not ESTABLISHED), ``TcpError`` (the kernel refused a step;
+    EPERM is a missing CAP_NET_ADMIN). After an error the socket is as it was, and not in repair
+    mode.
+    """
+    if sock.type != socket.SOCK_STREAM or sock.proto not in (0, _TCP):
+        raise UnsupportedSocketError(f"{sock} is not a TCP socket")
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        raise UnsupportedSocketError(f"{sock} is neither IPv4 nor IPv6")
+    reuse_address = bool(sock.getsockopt(_SOCKET, socket.SO_REUSEADDR))
+    try:
+        repair.enter(sock)
+    except OSError as error:
+        state = repair.connection_state(sock)
+        if state is not TcpConnectionState.ESTABLISHED:
+            raise UnsupportedStateError(state, None) from error
+        raise TcpError(f"cannot enter repair mode (CAP_NET_ADMIN needed): {error}") from error
+    try:
+        return _read(sock, reuse_address=reuse_address)
+    except OSError as error:
+        _leave(sock, reuse_address=reuse_address)
+        raise TcpError(f"cannot capture {_name(sock) or sock}: {error}") from error
+    except TcpError:
+        _leave(sock, reuse_address=reuse_address)
+        raise
+
+
+def resume(sock: socket.socket, state: TcpState | None = None) -> None:
+    """Undo ``capture``: the connection goes on where it was.
+
+    Sends a window probe, by which the peer learns that we are back. SO_REUSEADDR, which the
+    kernel clears here, is set to what ``state`` says; without a state it is set, because that is
+    the side on which no server's restart can fail with EADDRINUSE. Raises ``OSError``.
+    """
+    repair.leave(sock)
+    _set_reuse_address(sock, state is None or state.reuse_address)
+
+
+def discard(sock: socket.socket) -> None:
+    """Make closing ``sock`` silent: no FIN and no reset, whoever closes it. Raises ``OSError``."""
+    repair.enter(sock)
+
+
+def _leave(sock: socket.socket, *, reuse_address: bool) -> None:
+    """Back to normal after a failed capture. No probe: the peer need not know."""
+    repair.leave(sock, probe=False)
+    _set_reuse_address(sock, reuse_address)
+
+
+def _set_reuse_address(sock: socket.socket, value: bool) -> None:
+    sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(value))
+
+
+def _name(sock: socket.socket) -> FourTuple | None:
+    try:
+        return FourTuple(Endpoint(*sock.getsockname()[:2]), Endpoint(*sock.getpeername()[:2]))
+    except OSError:
+        return None
+
+
+def _read(sock: socket.socket, *, reuse_address: bool) -> TcpState:
+    info = abi.INFO_HEAD.unpack(sock.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_HEAD.size))
+    state = TcpConnectionState(info[0])
+    if state is not TcpConnectionState.ESTABLISHED:
+        raise UnsupportedStateError(state, _name(sock))
+    local, remote = sock.getsockname(), sock.getpeername()
+    if len(local) == 4 and (local[3] or remote[3]):
+        raise UnsupportedSocketError(
+            f"{_name(sock)} uses link-local addresses, which mean nothing on another node"
+        )
+    negotiated = _negotiated(sock, options=info[5], scales=info[6])
+    window = Window(
+        *abi.REPAIR_WINDOW.unpack(
+            sock.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size)
+        )
+    )
+    receive = _receive_queue(sock)
+    send = _send_queue(sock)
+    # Nothing that the task may do by accident should reach a queue.
+    repair.select_queue(sock, abi.TCP_NO_QUEUE)
+    return TcpState(
+        family=sock.family,
+        local=Endpoint(*local[:2]),
+        remote=Endpoint(*remote[:2]),
+        state=state,
+        send=send,
+        receive=receive,
+        window=window,
+        negotiated=negotiated,
+        buffers=Buffers(
+            send=sock.getsockopt(_SOCKET, socket.SO_SNDBUF),
+            receive=sock.getsockopt(_SOCKET, socket.SO_RCVBUF),
+            lock=repair.buffer_lock(sock),
+        ),
+        reuse_address=reuse_address,
+    )
+
+
+def _negotiated(sock: socket.socket, *, options: int, scales: int) -> Negotiated:
+    timestamps = None
+    if options & InfoOption.TIMESTAMPS:
+        value = abi.U32.unpack(sock.getsockopt(_TCP, abi.TCP_TIMESTAMP, abi.U32.size))[0]
+        # Up to the next even number: an older kernel's lowest bit is part of its clock, and the
+        # clock must not go back (PAWS).
+        microseconds = bool(options & InfoOption.USEC_TS)
+        clock = value & ~1 if microseconds else (value + 1) & 0xFFFFFFFE
+        timestamps = Timestamps(clock, microseconds)
+    return Negotiated(
+        mss_clamp=sock.getsockopt(_TCP, abi.TCP_MAXSEG),
+        window_scale=WindowScale(scales & 15, scales >> 4) if options & InfoOption.WSCALE else None,
+        sack=bool(options & InfoOption.SACK),
+        timestamps=timestamps,
+        ecn=bool(options & InfoOption.ECN),
+    )
+
+
+def _receive_queue(sock: socket.socket) -> ReceiveQueue:
+    repair.select_queue(sock, abi.TCP_RECV_QUEUE)
+    following = repair.queue_sequence(sock)
+    length = repair.queued_bytes(sock, abi.SIOCINQ)
+    data = sock.recv(length + 1, _PEEK) if length else b""
+    if len(data) != length:
+        raise TcpError(
+            f"{_name(sock)}: {length} bytes are in the receive queue, {len(data)} could be read "
+            "(SO_PEEK_OFF, urgent data, or no hold)"
+        )
+    return ReceiveQueue(following, data)
+
+
+def _send_queue(sock: socket.socket) -> SendQueue:
+    repair.select_queue(sock, abi.TCP_SEND_QUEUE)
+    following = repair.queue_sequence(sock)
+    length = repair.queued_bytes(sock, abi.SIOCOUTQ)
+    una = (following - length) & 0xFFFFFFFF
+    if not length:
+        return SendQueue(una, b"", b"")
+    unsent = repair.queued_bytes(sock, abi.SIOCOUTQNSD)
+    try:
+        data = sock.recv(length, _PEEK)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        # The first segment is acknowledged in part. The kernel keeps it whole, and copies whole
+        # segments or fails (tcp_peek_sndq, net/ipv4/tcp.c).
+        data = sock.recv(length + _LONGEST_SEGMENT, _PEEK)
+    data = data[-length:]
+    if len(data) != length:
+        raise TcpError(
+            f"{_name(sock)}: {length} bytes are in the send queue, {len(data)} could be read"
+        )
+    border = length - unsent
+    return SendQueue(una, data[:border], data[border:])

@@ -1,0 +1,182 @@
+"""Put a captured connection into a closed socket, and let it go live.
+
+Order, and why (compare CRIU's ``soccr/soccr.c``):
+
+1. clear the socket (CRIU restores it closed *and shut down*), enter repair mode;
+2. bind; sequence numbers, which the kernel takes only now; TCP_MAXSEG, because the segment size is
+   computed in connect (with TCP_REPAIR_OPTIONS alone it starts at 524 bytes);
+3. connect, which in repair mode sends nothing;
+4. negotiated options, our timestamp clock;
+5. buffers large enough for the queues; the receive queue; what was sent and not acknowledged;
+6. the window, last: writing the queues changes it.
+
+Nothing was sent so far, and closing the socket is still silent. ``release`` is the point of going
+live: only there the bytes follow that were never sent, because in repair mode everything that is
+written counts as sent.
+"""
+
+import errno
+import socket
+
+from mycoproxy.addresses import Endpoint
+from mycoproxy.tcp import abi, repair
+from mycoproxy.tcp.abi import TcpConnectionState
+from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
+from mycoproxy.tcp.state import SEQUENCE_SPACE, Negotiated, TcpState
+
+_TCP = socket.IPPROTO_TCP
+_SOCKET = socket.SOL_SOCKET
+
+# Socket buffers are accounted with their overhead; a queue's bytes can take more than their number.
+_OVERHEAD_FACTOR = 4
+_OVERHEAD_BYTES = 256 * 1024
+_LARGEST_BUFFER = (1 << 30) - 1
+
+
+def establish(
+    sock: socket.socket,
+    state: TcpState,
+    *,
+    local: Endpoint | None = None,
+    remote: Endpoint | None = None,
+) -> None:
+    """Put ``state`` into ``sock``, with another local or remote endpoint if one is given.
+
+    ``sock`` is fresh, or what CRIU restored of a connection with ``tcp-close``; a duplicate of
+    another task's descriptor will do, and that task's epoll registrations stay valid. It needs a
+    route to the peer and the local address in its network namespace. A shield keeps the peer's
+    packets away until this is done.
+
+    The socket is left **in repair mode**: nothing was sent, and closing it is silent. Raises
+    ``TcpError`` (naming the step the kernel refused), ``UnsupportedStateError`` (``sock`` is in
+    use, or ``state`` is not ESTABLISHED), ``UnsupportedSocketError`` (another family). After an
+    error the socket is closed, silent, and not in repair mode.
+    """
+    wanted = state.moved_to(local=local, remote=remote)
+    if wanted.state is not TcpConnectionState.ESTABLISHED:
+        raise UnsupportedStateError(wanted.state, wanted.connection)
+    if sock.family != wanted.family:
+        raise UnsupportedSocketError(
+            f"{wanted.connection} needs a socket of {wanted.family.name}, "
+            f"this one is {socket.AddressFamily(sock.family).name}"
+        )
+    found = repair.connection_state(sock)
+    if found is not TcpConnectionState.CLOSE:
+        raise TcpError(
+            f"cannot establish {wanted.connection}: the socket is {found.name}, not closed"
+        )
+    step = "clear the socket"
+    try:
+        repair.disconnect(sock)
+        step = "enter repair mode (CAP_NET_ADMIN needed)"
+        repair.enter(sock)
+        step = f"bind to {wanted.local} (the address must exist in the namespace)"
+        _bind(sock, wanted.local)
+        step = "set the sequence numbers"
+        repair.select_queue(sock, abi.TCP_RECV_QUEUE)
+        repair.set_queue_sequence(
+            sock, (wanted.receive.next - len(wanted.receive.data)) % SEQUENCE_SPACE
+        )
+        repair.select_queue(sock, abi.TCP_SEND_QUEUE)
+        repair.set_queue_sequence(sock, wanted.send.una)
+        step = f"set the segment size {wanted.negotiated.mss_clamp}"
+        sock.setsockopt(_TCP, abi.TCP_MAXSEG, wanted.negotiated.mss_clamp)
+        step = f"connect to {wanted.remote} (a route must exist)"
+        sock.connect(wanted.remote)
+        step = "set the negotiated options"
+        _set_negotiated(sock, wanted.negotiated)
+        step = "fill the queues"
+        _fill_queues(sock, wanted)
+        step = f"set the window {wanted.window}"
+        sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.pack(*wanted.window))
+        repair.select_queue(sock, abi.TCP_NO_QUEUE)
+    except OSError as error:
+        abort(sock)
+        raise TcpError(f"cannot establish {wanted.connection}: cannot {step}: {error}") from error
+
+
+def abort(sock: socket.socket) -> None:
+    """Take back ``establish``: ``sock`` is closed, nothing is sent, no error is pending.
+
+    The socket stays bound. For a socket that ``establish`` left in repair mode.
+    """
+    repair.enter(sock)
+    repair.disconnect(sock)
+    repair.leave(sock, probe=False)
+
+
+def release(sock: socket.socket, state: TcpState) -> None:
+    """Go live: leave repair mode (sends a window probe) and send what was never sent.
+
+    Call it **after the shield is lifted** (what it sends would be lost, and a socket without a
+    round trip estimate waits a second before it sends again) and **before the task runs** (which
+    could write ahead of the unsent bytes). The peer's answer to the probe acknowledges all that
+    it has. Every unsent byte is in the socket's send buffer afterwards; then the buffers get the
+    sizes they had, auto-tuned if they were. Raises ``TcpError``; the connection is live then.
+    """
+    try:
+        repair.leave(sock)
+        sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(state.reuse_address))
+        if state.send.unsent:
+            _send_unsent(sock, state.send.unsent)
+        repair.force_buffer_sizes(sock, send=state.buffers.send, receive=state.buffers.receive)
+        repair.set_buffer_lock(sock, state.buffers.lock)
+    except OSError as error:
+        raise TcpError(f"cannot release {state.connection}: {error}") from error
+
+
+def _bind(sock: socket.socket, local: Endpoint) -> None:
+    try:
+        sock.bind(local)
+    except OSError as error:
+        # A socket stays bound when it is disconnected, and cannot be bound again.
+        if error.errno != errno.EINVAL or sock.getsockname()[:2] != local:
+            raise
+
+
+def _set_negotiated(sock: socket.socket, negotiated: Negotiated) -> None:
+    options = abi.REPAIR_OPT.pack(abi.TCPOPT_MSS, negotiated.mss_clamp)
+    if negotiated.sack:
+        options += abi.REPAIR_OPT.pack(abi.TCPOPT_SACK_PERM, 0)
+    if negotiated.window_scale is not None:
+        scale = negotiated.window_scale
+        options += abi.REPAIR_OPT.pack(abi.TCPOPT_WINDOW, scale.send | scale.receive << 16)
+    if negotiated.timestamps is not None:
+        options += abi.REPAIR_OPT.pack(abi.TCPOPT_TIMESTAMP, 0)
+    sock.setsockopt(_TCP, abi.TCP_REPAIR_OPTIONS, options)
+    if negotiated.timestamps is not None:
+        value = negotiated.timestamps.clock | negotiated.timestamps.microseconds
+        sock.setsockopt(_TCP, abi.TCP_TIMESTAMP, abi.U32.pack(value))
+
+
+def _fill_queues(sock: socket.socket, state: TcpState) -> None:
+    queued = len(state.send.sent) + len(state.send.unsent)
+    repair.force_buffer_sizes(
+        sock,
+        send=_room(state.buffers.send, queued),
+        receive=_room(state.buffers.receive, len(state.receive.data)),
+    )
+    if state.receive.data:
+        repair.select_queue(sock, abi.TCP_RECV_QUEUE)
+        repair.write_queue(sock, state.receive.data)
+    if state.send.sent:
+        repair.select_queue(sock, abi.TCP_SEND_QUEUE)
+        _send_all(sock, state.send.sent)
+
+
+def _room(size: int, queued: int) -> int:
+    return min(size + queued * _OVERHEAD_FACTOR + _OVERHEAD_BYTES, _LARGEST_BUFFER)
+
+
+def _send_all(sock: socket.socket, data: bytes) -> None:
+    repair.write_queue(sock, data)
+
+
+def _send_unsent(sock: socket.socket, data: bytes) -> None:
+    """Write ``data`` past TCP_NOTSENT_LOWAT, which may be the task's own."""
+    low_water = sock.getsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, abi.U32.size)
+    sock.setsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, abi.U32.pack(0xFFFFFFFF))
+    try:
+        repair.write_queue(sock, data)
+    finally:
+        sock.setsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, low_water)

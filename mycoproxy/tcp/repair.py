@@ -1,0 +1,115 @@
+"""Single steps on a socket in repair mode, each one kernel call with its packing.
+
+The order of the steps is in ``capture`` and ``establish``. All of them need CAP_NET_ADMIN in the
+user namespace that owns the socket's network namespace (``tcp_can_repair_sock``, net/ipv4/tcp.c).
+"""
+
+import ctypes
+import errno
+import os
+import socket
+from fcntl import ioctl
+
+from mycoproxy.tcp import abi
+from mycoproxy.tcp.abi import TcpConnectionState
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_UNSPECIFIED_ADDRESS = bytes(16)  # struct sockaddr of family AF_UNSPEC, which is 0
+
+_TCP = socket.IPPROTO_TCP
+_INT_SIZE = 4
+_SMALLEST_PIECE = 1024
+
+
+def enter(sock: socket.socket) -> None:
+    """Enter repair mode: closing becomes silent, and the queues can be read and written."""
+    sock.setsockopt(_TCP, abi.TCP_REPAIR, abi.TCP_REPAIR_ON)
+
+
+def leave(sock: socket.socket, *, probe: bool = True) -> None:
+    """Leave repair mode; with ``probe`` an ESTABLISHED socket sends a window probe.
+
+    The kernel clears SO_REUSEADDR here (``do_tcp_setsockopt``, net/ipv4/tcp.c).
+    """
+    value = abi.TCP_REPAIR_OFF if probe else abi.TCP_REPAIR_OFF_NO_WP
+    sock.setsockopt(_TCP, abi.TCP_REPAIR, value)
+
+
+def connection_state(sock: socket.socket) -> TcpConnectionState:
+    """The TCP state of a socket, in repair mode or not."""
+    return TcpConnectionState(sock.getsockopt(_TCP, abi.TCP_INFO, 1)[0])
+
+
+def select_queue(sock: socket.socket, queue: int) -> None:
+    """Say which queue ``recv``, ``send`` and TCP_QUEUE_SEQ mean."""
+    sock.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, queue)
+
+
+def queue_sequence(sock: socket.socket) -> int:
+    """The sequence number after the selected queue's last byte."""
+    number: int = abi.U32.unpack(sock.getsockopt(_TCP, abi.TCP_QUEUE_SEQ, _INT_SIZE))[0]
+    return number
+
+
+def set_queue_sequence(sock: socket.socket, sequence: int) -> None:
+    """Set the selected queue's sequence number; only while the socket is closed."""
+    sock.setsockopt(_TCP, abi.TCP_QUEUE_SEQ, abi.U32.pack(sequence))
+
+
+def queued_bytes(sock: socket.socket, request: int) -> int:
+    """How many bytes SIOCINQ, SIOCOUTQ or SIOCOUTQNSD counts."""
+    buffer = bytearray(_INT_SIZE)
+    ioctl(sock.fileno(), request, buffer)
+    count: int = abi.U32.unpack(buffer)[0]
+    return count
+
+
+def disconnect(sock: socket.socket) -> None:
+    """connect(2) to AF_UNSPEC: the socket becomes closed and no longer shut down.
+
+    Works through a duplicate of another task's descriptor. On a live socket it is silent in
+    repair mode and sends a reset otherwise (``tcp_disconnect``, net/ipv4/tcp.c). The pending
+    error that it leaves behind is read away.
+    """
+    if _libc.connect(sock.fileno(), _UNSPECIFIED_ADDRESS, len(_UNSPECIFIED_ADDRESS)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def force_buffer_sizes(sock: socket.socket, *, send: int, receive: int) -> None:
+    """Set both buffers, in the kernel's bytes, above net.core.*mem_max too.
+
+    SO_*BUF take half of what they give (the kernel doubles it for its own overhead). Both sizes
+    are locked afterwards: no auto-tuning until ``set_buffer_lock``.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_SNDBUFFORCE, (send + 1) // 2)
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_RCVBUFFORCE, (receive + 1) // 2)
+
+
+def buffer_lock(sock: socket.socket) -> int:
+    """Which buffers are *not* auto-tuned (SO_BUF_LOCK, Linux 5.14)."""
+    return sock.getsockopt(socket.SOL_SOCKET, abi.SO_BUF_LOCK)
+
+
+def set_buffer_lock(sock: socket.socket, lock: int) -> None:
+    """Set which buffers are not auto-tuned."""
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_BUF_LOCK, lock)
+
+
+def write_queue(sock: socket.socket, data: bytes) -> None:
+    """Append ``data`` to the selected queue (or send it, outside repair mode).
+
+    The receive queue takes what fits into one socket buffer at a time (``tcp_send_rcvq``,
+    net/ipv4/tcp_input.c), and older kernels refuse with ENOMEM what does not: then the pieces
+    are made smaller. Raises ``OSError`` if the kernel takes no piece at all.
+    """
+    rest = memoryview(data)
+    piece = len(rest)
+    while rest:
+        try:
+            rest = rest[sock.send(rest[:piece], socket.MSG_DONTWAIT) :]
+        except OSError as error:
+            if error.errno != errno.ENOMEM or piece <= _SMALLEST_PIECE:
+                raise
+            piece //= 2

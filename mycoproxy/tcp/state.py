@@ -1,0 +1,111 @@
+"""One TCP connection as data: all that TCP_REPAIR can read of it.
+
+What is in here is what the peer can tell apart. Left behind, because the kernel has no way to
+put it back, are: the congestion window and the round trip estimate (the connection starts like a
+new one), out-of-order segments (the peer sends them again: a SACK may be withdrawn), the peer's
+last timestamp (learned again with its first segment), ECN (the connection goes on without), and
+urgent data.
+"""
+
+import socket
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.tcp.abi import TcpConnectionState
+
+SEQUENCE_SPACE = 1 << 32
+
+
+class SendQueue(NamedTuple):
+    """Bytes that the peer has not acknowledged.
+
+    ``una`` is the sequence number of the first of them (or of the next byte to be sent).
+    """
+
+    una: int
+    sent: bytes
+    unsent: bytes
+
+
+class ReceiveQueue(NamedTuple):
+    """Bytes that were acknowledged and not yet read. ``next`` is the number *after* the last."""
+
+    next: int
+    data: bytes
+
+
+class Window(NamedTuple):
+    """``struct tcp_repair_window`` (include/uapi/linux/tcp.h), names and all."""
+
+    snd_wl1: int
+    snd_wnd: int
+    max_window: int
+    rcv_wnd: int
+    rcv_wup: int
+
+
+class WindowScale(NamedTuple):
+    """The negotiated shifts: of windows we receive (``send``) and of those we announce."""
+
+    send: int
+    receive: int
+
+
+class Timestamps(NamedTuple):
+    """Our timestamp clock at capture, and its unit.
+
+    From Linux 6.7 on TCP_TIMESTAMP carries in its lowest bit whether the clock ticks in
+    microseconds (``tp->tcp_usec_ts``); before, that bit is the clock's own. ``clock`` is without
+    that bit, so a state can go from an old kernel to a new one.
+    """
+
+    clock: int
+    microseconds: bool
+
+
+class Negotiated(NamedTuple):
+    """What the handshake settled. ``mss_clamp`` in bytes, as TCP_MAXSEG reads in repair mode."""
+
+    mss_clamp: int
+    window_scale: WindowScale | None
+    sack: bool
+    timestamps: Timestamps | None
+    ecn: bool
+
+
+class Buffers(NamedTuple):
+    """SO_SNDBUF and SO_RCVBUF in the kernel's bytes; SO_BUF_LOCK (0: both are auto-tuned)."""
+
+    send: int
+    receive: int
+    lock: int
+
+
+@dataclass(frozen=True, slots=True)
+class TcpState:
+    """A connection, as ``capture`` reads it and ``establish`` puts it into a closed socket.
+
+    ``family`` is that of the socket: in an AF_INET6 socket an IPv4 connection has addresses of
+    the form ``::ffff:192.0.2.1``, and they stay in that form.
+    """
+
+    family: socket.AddressFamily
+    local: Endpoint
+    remote: Endpoint
+    state: TcpConnectionState
+    send: SendQueue
+    receive: ReceiveQueue
+    window: Window
+    negotiated: Negotiated
+    buffers: Buffers
+    reuse_address: bool
+
+    @property
+    def connection(self) -> FourTuple:
+        """The connection's name."""
+        return FourTuple(self.local, self.remote)
+
+    def moved_to(self, *, local: Endpoint | None = None, remote: Endpoint | None = None) -> Self:
+        """The same connection under another name."""
+        return replace(self, local=local or self.local, remote=remote or self.remote)
