@@ -21,6 +21,11 @@ def effective_capabilities(status: str) -> int:
     raise ValueError("no CapEff line in the task's status")
 
 
+def own_capabilities() -> int:
+    """The mask of this process's effective capabilities."""
+    return effective_capabilities(_STATUS.read_text(encoding="ascii"))
+
+
 def has_capability(number: int) -> bool:
     """Whether this process has the capability in its effective set."""
-    return bool(effective_capabilities(_STATUS.read_text(encoding="ascii")) >> number & 1)
+    return bool(own_capabilities() >> number & 1)

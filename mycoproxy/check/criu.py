@@ -74,19 +74,26 @@ def find_criu(environ: Mapping[str, str] = os.environ) -> CriuBinary:
 
     Raises ``RefusedError`` naming what was found and what is needed.
     """
-    too_old = "no CRIU found"
+    found = survey_criu(environ)
+    if isinstance(found, str):
+        needed = version_text(NEEDED)
+        raise RefusedError(f"{found}; {needed} or later is needed (make setup builds it)")
+    _make_run_directory(found.path)
+    return found
+
+
+def survey_criu(environ: Mapping[str, str] = os.environ) -> CriuBinary | str:
+    """The CRIU that ``find_criu`` takes, or what there is instead of one, in words."""
+    instead = "no CRIU found"
     for path in _candidates(environ):
         version = _version_of(path)
         if version is None:
-            too_old = f"{path} does not start or is no CRIU"
+            instead = f"{path} does not start or is no CRIU"
         elif version < NEEDED:
-            too_old = f"CRIU {version_text(version)} found ({path})"
+            instead = f"CRIU {version_text(version)} found ({path})"
         else:
-            _make_run_directory(path)
             return CriuBinary(path=path, version=version, preload=_preload(environ))
-    raise RefusedError(
-        f"{too_old}; {version_text(NEEDED)} or later is needed (make setup builds it)"
-    )
+    return instead
 
 
 def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
