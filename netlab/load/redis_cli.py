@@ -1,9 +1,9 @@
 """Debian's own clients as load: redis-cli, watched line by line, and redis-benchmark.
 
 redis-cli repeats INCR over one connection; the answers must be consecutive numbers. It does not
-tell when its connection breaks: it reconnects in silence. So the socket that it holds is looked at with
-every line (``/proc/PID/fd``): another socket is a lost connection. The count of SYNs in a packet
-capture says the same independently.
+tell when its connection breaks: it reconnects in silence. So the socket that it holds is looked at
+with every line (``/proc/PID/fd``): another socket is a lost connection. The count of SYNs in a
+packet capture says the same independently.
 
 When it sends is not seen from outside. It sleeps ``interval`` after each answer and then asks; so a
 request is taken to be sent one interval after the answer before it (never later than its answer).
