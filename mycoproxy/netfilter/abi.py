@@ -1,0 +1,121 @@
+"""Constants of the kernel's netfilter netlink interfaces, each group with its header of origin.
+
+Only what is used here. All are user ABI (``include/uapi/linux``) unless a line says otherwise.
+"""
+
+import socket
+
+# linux/netlink.h
+NETLINK_NETFILTER = 12
+SOL_NETLINK = 270
+NETLINK_CAP_ACK = 10  # an error repeats only the request's header, not its payload
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLMSG_NOOP = 1
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+
+# asm-generic/socket.h
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+
+# linux/netfilter.h
+NFPROTO_INET = 1
+NFPROTO_IPV4 = int(socket.AF_INET)
+NFPROTO_IPV6 = int(socket.AF_INET6)
+
+# linux/netfilter_ipv4.h: the order of hooks. A hold stands after defragmentation (-400), before
+# raw (-300) and conntrack (-200), so that a held packet leaves no trace anywhere.
+PRIORITY_HOLD = -350
+PRIORITY_RAW = -300
+PRIORITY_AFTER_CONNTRACK = -150
+
+# linux/netfilter/nfnetlink.h
+NFNL_SUBSYS_CTNETLINK = 1
+NFNL_SUBSYS_NFTABLES = 10
+NFNL_MSG_BATCH_BEGIN = 0x10
+NFNL_MSG_BATCH_END = 0x11
+
+# linux/netfilter/nf_tables.h
+NFT_MSG_GETTABLE = 1
+NFT_MSG_DELTABLE = 2
+NFT_MSG_NEWSETELEM = 12
+NFT_MSG_GETSETELEM = 13
+NFT_MSG_DELSETELEM = 14
+NFTA_TABLE_NAME = 1
+NFTA_SET_ELEM_LIST_TABLE = 1
+NFTA_SET_ELEM_LIST_SET = 2
+NFTA_SET_ELEM_LIST_ELEMENTS = 3
+NFTA_LIST_ELEM = 1
+NFTA_SET_ELEM_KEY = 1
+NFTA_SET_ELEM_DATA = 2
+NFTA_DATA_VALUE = 1
+
+# linux/netfilter/nfnetlink_conntrack.h
+IPCTNL_MSG_CT_NEW = 0
+IPCTNL_MSG_CT_GET = 1
+IPCTNL_MSG_CT_DELETE = 2
+CTA_TUPLE_ORIG = 1
+CTA_TUPLE_REPLY = 2
+CTA_STATUS = 3
+CTA_PROTOINFO = 4
+CTA_NAT_SRC = 6
+CTA_TIMEOUT = 7
+CTA_MARK = 8
+CTA_NAT_DST = 13
+CTA_ZONE = 18
+CTA_LABELS = 22
+CTA_FILTER = 25
+CTA_TUPLE_IP = 1
+CTA_TUPLE_PROTO = 2
+CTA_TUPLE_ZONE = 3
+CTA_IP_V4_SRC = 1
+CTA_IP_V4_DST = 2
+CTA_IP_V6_SRC = 3
+CTA_IP_V6_DST = 4
+CTA_PROTO_NUM = 1
+CTA_PROTO_SRC_PORT = 2
+CTA_PROTO_DST_PORT = 3
+CTA_NAT_V4_MINIP = 1
+CTA_NAT_V4_MAXIP = 2
+CTA_NAT_PROTO = 3
+CTA_NAT_V6_MINIP = 4
+CTA_NAT_V6_MAXIP = 5
+CTA_PROTONAT_PORT_MIN = 1
+CTA_PROTONAT_PORT_MAX = 2
+CTA_PROTOINFO_TCP = 1
+CTA_PROTOINFO_TCP_STATE = 1
+CTA_PROTOINFO_TCP_WSCALE_ORIGINAL = 2
+CTA_PROTOINFO_TCP_WSCALE_REPLY = 3
+CTA_PROTOINFO_TCP_FLAGS_ORIGINAL = 4
+CTA_PROTOINFO_TCP_FLAGS_REPLY = 5
+CTA_FILTER_ORIG_FLAGS = 1
+CTA_FILTER_REPLY_FLAGS = 2
+
+# net/netfilter/nf_internals.h (not a uapi header, but what CTA_FILTER's flags mean; Linux 5.8)
+CTA_FILTER_F_CTA_IP_SRC = 1 << 0
+CTA_FILTER_F_CTA_PROTO_NUM = 1 << 3
+CTA_FILTER_F_CTA_PROTO_SRC_PORT = 1 << 4
+
+# linux/netfilter/nf_conntrack_common.h
+IPS_SEEN_REPLY = 1 << 1
+IPS_ASSURED = 1 << 2
+IPS_CONFIRMED = 1 << 3
+IPS_SRC_NAT = 1 << 4
+IPS_DST_NAT = 1 << 5
+IPS_OFFLOAD = 1 << 14
+
+# linux/netfilter/nf_conntrack_tcp.h
+TCP_CONNTRACK_ESTABLISHED = 3
+TCP_CONNTRACK_CLOSE = 8
+TCP_CONNTRACK_LISTEN = 9
+IP_CT_TCP_FLAG_WINDOW_SCALE = 0x01
+IP_CT_TCP_FLAG_SACK_PERM = 0x02
+IP_CT_TCP_FLAG_CLOSE_INIT = 0x04
+IP_CT_TCP_FLAG_BE_LIBERAL = 0x08

@@ -1,0 +1,138 @@
+"""Elements of nftables sets and maps that are keyed by a connection's 4-tuple.
+
+Tables, chains and rules are written once and early, as text, through libnftables. What changes
+during a handover is only which connections are in which set, and that goes to the kernel in its
+own form: constant cost, however large the node's other rulesets are.
+
+A concatenated key is its fields one after the other, each filled up to four bytes
+(net/netfilter/nft_set_*.c reads it from 32-bit registers).
+"""
+
+import ipaddress
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mycoproxy.addresses import Endpoint
+from mycoproxy.netfilter import abi
+from mycoproxy.netfilter.nfnetlink import Request, attribute, nested, parse, walk
+
+# A list of elements is one attribute, and an attribute's length has 16 bits.
+_ELEMENTS_A_MESSAGE = 400
+
+
+@dataclass(frozen=True)
+class SetChange:
+    """Elements to add to a set or to delete from it. No keys and ``delete``: all of them.
+
+    ``keys`` are encoded; ``data`` has one value for each key if the set is a map.
+    """
+
+    set_name: str
+    keys: Sequence[bytes] = ()
+    data: Sequence[bytes] = ()
+    delete: bool = False
+
+
+def packed(address: str) -> bytes:
+    """The address in network order: 4 or 16 bytes."""
+    return ipaddress.ip_address(address).packed
+
+
+def endpoint_key(endpoint: Endpoint) -> bytes:
+    """``ip addr . tcp port``."""
+    return packed(endpoint.address) + struct.pack(">Hxx", endpoint.port)
+
+
+def pair_key(source: Endpoint, destination: Endpoint) -> bytes:
+    """``ip saddr . tcp sport . ip daddr . tcp dport``."""
+    return endpoint_key(source) + endpoint_key(destination)
+
+
+def port_key(port: int) -> bytes:
+    """``tcp dport``."""
+    return struct.pack(">H", port)
+
+
+def read_pair(key: bytes) -> tuple[Endpoint, Endpoint]:
+    """What ``pair_key`` wrote."""
+    half = len(key) // 2
+    return _read_endpoint(key[:half]), _read_endpoint(key[half:])
+
+
+def read_address(value: bytes) -> str:
+    """An address from its 4 or 16 bytes."""
+    return str(ipaddress.ip_address(value))
+
+
+def _read_endpoint(key: bytes) -> Endpoint:
+    return Endpoint(read_address(key[:-4]), struct.unpack_from(">H", key, len(key) - 4)[0])
+
+
+def change_requests(table: str, changes: Iterable[SetChange]) -> list[Request]:
+    """The messages that carry ``changes`` to inet table ``table``, in order."""
+    return [request for change in changes for request in _requests(table, change)]
+
+
+def delete_table_request(table: str) -> Request:
+    """The message that deletes inet table ``table`` with everything in it."""
+    return _request(abi.NFT_MSG_DELTABLE, attribute(abi.NFTA_TABLE_NAME, _text(table)))
+
+
+def get_table_request(table: str) -> Request:
+    """The query whether inet table ``table`` exists."""
+    return _request(abi.NFT_MSG_GETTABLE, attribute(abi.NFTA_TABLE_NAME, _text(table)))
+
+
+def list_request(table: str, set_name: str) -> Request:
+    """The dump of a set's elements."""
+    return _request(abi.NFT_MSG_GETSETELEM, _set_of(table, set_name))
+
+
+def read_elements(attributes: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(key, data) of each element in one answer to ``list_request``; data is empty in a set."""
+    elements = parse(attributes).get(abi.NFTA_SET_ELEM_LIST_ELEMENTS, b"")
+    for _, element in walk(elements):
+        fields = parse(element)
+        yield _value(fields[abi.NFTA_SET_ELEM_KEY]), _value(fields.get(abi.NFTA_SET_ELEM_DATA, b""))
+
+
+def _requests(table: str, change: SetChange) -> Iterator[Request]:
+    operation = abi.NFT_MSG_DELSETELEM if change.delete else abi.NFT_MSG_NEWSETELEM
+    target = _set_of(table, change.set_name)
+    if change.delete and not change.keys:
+        yield _request(operation, target)
+        return
+    data = change.data or [b""] * len(change.keys)
+    elements = [_element(key, value) for key, value in zip(change.keys, data, strict=True)]
+    flags = 0 if change.delete else abi.NLM_F_CREATE
+    for start in range(0, len(elements), _ELEMENTS_A_MESSAGE):
+        listed = nested(
+            abi.NFTA_SET_ELEM_LIST_ELEMENTS, *elements[start : start + _ELEMENTS_A_MESSAGE]
+        )
+        yield _request(operation, target + listed, flags)
+
+
+def _request(operation: int, attributes: bytes, flags: int = 0) -> Request:
+    return Request(abi.NFNL_SUBSYS_NFTABLES, operation, abi.NFPROTO_INET, attributes, flags)
+
+
+def _set_of(table: str, set_name: str) -> bytes:
+    return attribute(abi.NFTA_SET_ELEM_LIST_TABLE, _text(table)) + attribute(
+        abi.NFTA_SET_ELEM_LIST_SET, _text(set_name)
+    )
+
+
+def _element(key: bytes, data: bytes) -> bytes:
+    fields = nested(abi.NFTA_SET_ELEM_KEY, attribute(abi.NFTA_DATA_VALUE, key))
+    if data:
+        fields += nested(abi.NFTA_SET_ELEM_DATA, attribute(abi.NFTA_DATA_VALUE, data))
+    return nested(abi.NFTA_LIST_ELEM, fields)
+
+
+def _value(data: bytes) -> bytes:
+    return parse(data).get(abi.NFTA_DATA_VALUE, b"")
+
+
+def _text(name: str) -> bytes:
+    return name.encode() + b"\0"

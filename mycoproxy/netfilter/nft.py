@@ -1,0 +1,141 @@
+"""nftables from inside this process: libnftables for rules, plain netlink for set elements.
+
+libnftables (``libnftables.so.1``) understands the same text as the ``nft`` command, without a
+child process. Each command makes it read back the chains and sets of the whole namespace first,
+so it is used for what is set up before a freeze. What happens during a handover (elements in and
+out, a table removed) takes the direct way, see ``elements``.
+"""
+
+import ctypes
+import errno
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from mycoproxy.errors import MycoError, RefusedError
+from mycoproxy.netfilter.elements import (
+    SetChange,
+    change_requests,
+    delete_table_request,
+    get_table_request,
+    list_request,
+    read_elements,
+)
+from mycoproxy.netfilter.nfnetlink import NetfilterError, Nfnetlink
+
+_LIBRARY = "libnftables.so.1"
+
+# The library's scanner and symbol tables are shared by all contexts of a process.
+_library_lock = threading.Lock()
+
+
+class NftError(MycoError):
+    """libnftables refused a command. The message is the library's, in one line."""
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise RefusedError(
+            f"{_LIBRARY} is needed and cannot be loaded ({error}); install Debian's libnftables1"
+        ) from error
+    context = ctypes.c_void_p
+    library.nft_ctx_new.restype = context
+    library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+    for name in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+        getattr(library, name).argtypes = [context]
+    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+        getattr(library, name).argtypes = [context]
+        getattr(library, name).restype = ctypes.c_char_p
+    library.nft_ctx_free.restype = None
+    library.nft_run_cmd_from_buffer.argtypes = [context, ctypes.c_char_p]
+    return library
+
+
+class Nft:
+    """The nftables of the network namespace that the calling thread is in at creation.
+
+    Made, used and closed on one thread (a ``NamespaceWorker``'s).
+    """
+
+    def __init__(self) -> None:
+        self._library = _load()
+        with _library_lock:
+            self._context = self._library.nft_ctx_new(0)
+            if not self._context:
+                raise NftError("libnftables gave no context: out of memory or no netlink socket")
+            # Without buffers the library writes to this process's standard output and error.
+            self._library.nft_ctx_buffer_output(self._context)
+            self._library.nft_ctx_buffer_error(self._context)
+        self._netlink = Nfnetlink()
+
+    def close(self) -> None:
+        """Free the context and its sockets. May be called again."""
+        self._netlink.close()
+        context, self._context = self._context, None
+        if context:
+            with _library_lock:
+                self._library.nft_ctx_free(context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def run(self, commands: str) -> str:
+        """Run nft commands (one a line), all or none, and return what they print.
+
+        Raises ``NftError`` with the library's message. 0.1-0.5 ms in an empty ruleset, 4 ms
+        beside 5,000 chains: not for the handover.
+        """
+        if self._context is None:
+            raise NftError("this nftables context is closed")
+        with _library_lock:
+            status = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
+            output: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
+            error: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
+        if status != 0:
+            raise NftError(f"nftables refused a command: {_one_line(error.decode())}")
+        return output.decode()
+
+    def change(self, table: str, changes: Iterable[SetChange]) -> None:
+        """Change elements of inet table ``table``'s sets, in one transaction.
+
+        Raises ``NetfilterError``: ENOENT if the table, a set or an element to delete is missing.
+        """
+        self._netlink.transaction(change_requests(table, changes))
+
+    def elements(self, table: str, set_name: str) -> list[tuple[bytes, bytes]]:
+        """(key, data) of each element of a set in an inet table."""
+        dumped = self._netlink.dump(list_request(table, set_name))
+        return [element for part in dumped for element in read_elements(part)]
+
+    def has_table(self, table: str) -> bool:
+        """Whether there is an inet table of that name."""
+        (answer,) = self._netlink.exchange([get_table_request(table)])
+        if answer.errno not in (0, errno.ENOENT):
+            raise NetfilterError(f"cannot look for nftables table {table}", answer.errno)
+        return answer.errno == 0
+
+    def delete_table(self, table: str) -> None:
+        """Delete an inet table with everything in it. None there is well, too."""
+        try:
+            self._netlink.transaction([delete_table_request(table)])
+        except NetfilterError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+
+def _one_line(message: str) -> str:
+    """libnftables' message without the echoed command and the marks under it."""
+    said = [line.strip() for line in message.splitlines()]
+    lines = [line for line in said if line.startswith("Error")] or [line for line in said if line]
+    return "; ".join(dict.fromkeys(lines)) or "no reason given"

@@ -1,0 +1,49 @@
+"""Shield: a target namespace that nothing reaches until its connections are established.
+
+A packet that comes to the target before its socket is established is answered by the kernel with
+a reset, and so is the restored socket's first probe if its path is not re-homed yet. Neither may
+happen; so all of the namespace is cut off, except its loopback.
+
+Neighbour discovery passes: it is what ARP is to IPv4 (which nftables' inet family never sees), and
+without it IPv6 addresses would only begin to resolve once the shield is lifted.
+"""
+
+from mycoproxy.netfilter.abi import PRIORITY_HOLD
+from mycoproxy.netfilter.hold import table_name
+from mycoproxy.netfilter.nft import Nft
+
+_RULESET = """\
+add table inet {table}
+delete table inet {table}
+table inet {table} {{
+    chain prerouting {{
+        type filter hook prerouting priority {priority}; policy drop;
+        iif lo accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
+    }}
+    chain output {{
+        type filter hook output priority {priority}; policy drop;
+        oif lo accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
+    }}
+}}
+"""
+
+
+class Shield:
+    """The shield of one network namespace. Used on the thread that made ``nft``."""
+
+    def __init__(self, nft: Nft, name: str) -> None:
+        self.table = table_name("shield", name)
+        self._nft = nft
+
+    def raise_(self) -> None:
+        """Cut the namespace off, in and out, except loopback. May be called again.
+
+        Raises ``NftError``.
+        """
+        self._nft.run(_RULESET.format(table=self.table, priority=PRIORITY_HOLD))
+
+    def lift(self) -> None:
+        """Let packets pass again, and leave nothing behind. May be called again."""
+        self._nft.delete_table(self.table)

@@ -1,0 +1,111 @@
+"""libnftables and set elements, in one namespace."""
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mycoproxy.addresses import Endpoint
+from mycoproxy.netfilter.elements import SetChange, pair_key, read_pair
+from mycoproxy.netfilter.nfnetlink import NetfilterError
+from mycoproxy.netfilter.nft import Nft, NftError
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(30)]
+
+_PAIRS = "add table inet t\nadd set inet t s { type ipv4_addr . inet_service . ipv4_addr . inet_service; }"
+
+
+@pytest.fixture
+def node(network: Any) -> Any:
+    return network.node("nft")
+
+
+@pytest.fixture
+def nft(node: Any) -> Iterator[Nft]:
+    made = node.call(Nft)
+    yield made
+    node.call(made.close)
+
+
+def _pairs(count: int) -> list[bytes]:
+    server = Endpoint("10.0.0.1", 80)
+    return [pair_key(Endpoint(f"10.1.{n >> 8}.{n & 255}", 1024 + n), server) for n in range(count)]
+
+
+def test_a_context_belongs_to_its_threads_namespace(network: Any, node: Any, nft: Nft) -> None:
+    other = network.node("other")
+    other_nft = other.call(Nft)
+    node.call(nft.run, "add table inet here")
+    assert "table inet here" in node.call(nft.run, "list ruleset")
+    assert other.call(other_nft.run, "list ruleset") == ""
+    other.call(other_nft.close)
+
+
+def test_a_refused_command_is_one_line_that_says_why(node: Any, nft: Nft) -> None:
+    with pytest.raises(NftError, match="No such file or directory") as caught:
+        node.call(nft.run, "add rule inet nowhere c accept")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(NftError, match="syntax error"):
+        node.call(nft.run, "add nonsense")
+
+
+def test_commands_of_one_run_happen_together_or_not_at_all(node: Any, nft: Nft) -> None:
+    with pytest.raises(NftError):
+        node.call(nft.run, "add table inet first\nadd chain inet missing c")
+    assert node.call(nft.run, "list ruleset") == ""
+
+
+def test_a_closed_context_refuses_and_closes_again(node: Any) -> None:
+    nft = node.call(Nft)
+    node.call(nft.close)
+    node.call(nft.close)
+    with pytest.raises(NftError, match="closed"):
+        node.call(nft.run, "list ruleset")
+
+
+def test_elements_come_back_as_they_went_in(node: Any, nft: Nft) -> None:
+    node.call(nft.run, _PAIRS)
+    keys = _pairs(3000)
+    node.call(nft.change, "t", [SetChange("s", keys)])
+    found = [key for key, _ in node.call(nft.elements, "t", "s")]
+    assert sorted(found) == sorted(keys)
+    assert read_pair(keys[0]) == (Endpoint("10.1.0.0", 1024), Endpoint("10.0.0.1", 80))
+    listed = node.call(nft.run, "list set inet t s")
+    assert "10.1.0.0 . 1024 . 10.0.0.1 . 80" in listed
+    node.call(nft.change, "t", [SetChange("s", delete=True)])
+    assert node.call(nft.elements, "t", "s") == []
+
+
+def test_a_change_of_elements_happens_together_or_not_at_all(node: Any, nft: Nft) -> None:
+    node.call(nft.run, _PAIRS)
+    present, absent = _pairs(2)
+    node.call(nft.change, "t", [SetChange("s", [present])])
+    with pytest.raises(NetfilterError) as caught:
+        node.call(
+            nft.change,
+            "t",
+            [SetChange("s", delete=True), SetChange("s", [absent], delete=True)],
+        )
+    assert caught.value.errno == errno.ENOENT
+    assert [key for key, _ in node.call(nft.elements, "t", "s")] == [present]
+
+
+def test_a_change_in_a_missing_table_is_refused_and_the_context_goes_on(
+    node: Any, nft: Nft
+) -> None:
+    with pytest.raises(NetfilterError) as caught:
+        node.call(nft.change, "nowhere", [SetChange("s", _pairs(1000))])
+    assert caught.value.errno == errno.ENOENT
+    node.call(nft.run, _PAIRS)
+    node.call(nft.change, "t", [SetChange("s", _pairs(1))])
+    assert len(node.call(nft.elements, "t", "s")) == 1
+
+
+def test_a_table_is_deleted_with_all_that_is_in_it_and_twice(node: Any, nft: Nft) -> None:
+    node.call(nft.run, _PAIRS)
+    assert node.call(nft.has_table, "t")
+    node.call(nft.delete_table, "t")
+    node.call(nft.delete_table, "t")
+    assert not node.call(nft.has_table, "t")
+    assert node.call(nft.run, "list ruleset") == ""
