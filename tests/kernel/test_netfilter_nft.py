@@ -13,7 +13,10 @@ from mycoproxy.netfilter.nft import Nft, NftError
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(30)]
 
-_PAIRS = "add table inet t\nadd set inet t s { type ipv4_addr . inet_service . ipv4_addr . inet_service; }"
+_PAIRS = """\
+add table inet t
+add set inet t s { type ipv4_addr . inet_service . ipv4_addr . inet_service; }
+"""
 
 
 @pytest.fixture

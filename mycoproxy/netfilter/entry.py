@@ -1,0 +1,239 @@
+"""One conntrack entry as data, and its form on the wire (ctnetlink).
+
+An entry is two tuples: ``orig``, how the connection's first packet looked before NAT, and
+``reply``, how the answers to it look when they arrive. Without NAT one is the other reversed.
+With a Service's DNAT, ``orig`` is client -> virtual IP, ``reply`` is workload -> client.
+"""
+
+import ipaddress
+import socket
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.netfilter import abi
+from mycoproxy.netfilter.nfnetlink import attribute, nested, parse
+
+
+class Direction(NamedTuple):
+    """The two ends of a packet: where it comes from and where it goes."""
+
+    source: Endpoint
+    destination: Endpoint
+
+    def reversed(self) -> Self:
+        """The tuple of the answer."""
+        return self._replace(source=self.destination, destination=self.source)
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.destination}"
+
+
+@dataclass(frozen=True)
+class TcpTracking:
+    """What conntrack knows of the TCP connection. Pairs are (original, reply) direction.
+
+    ``state`` is enum tcp_conntrack (3: ESTABLISHED), ``flags`` are IP_CT_TCP_FLAG_*, ``wscale``
+    the window scale shifts. Sequence numbers and windows are not given out by ctnetlink.
+    """
+
+    state: int
+    wscale: tuple[int, int] = (0, 0)
+    flags: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class ConntrackEntry:
+    """A TCP connection in the kernel's connection tracking. ``timeout`` is in seconds."""
+
+    orig: Direction
+    reply: Direction
+    status: int
+    timeout: int
+    tcp: TcpTracking | None = None
+    mark: int = 0
+    zone: int = 0
+    labels: bytes = b""
+
+    @property
+    def family(self) -> int:
+        """AF_INET or AF_INET6."""
+        return abi.NFPROTO_IPV6 if self.orig.source.version == 6 else abi.NFPROTO_IPV4
+
+    @property
+    def has_nat(self) -> bool:
+        """Whether this entry rewrites addresses or ports."""
+        return self.reply != self.orig.reversed()
+
+    @property
+    def workload(self) -> FourTuple:
+        """The connection's name as the socket that answers has it."""
+        return FourTuple(local=self.reply.source, remote=self.reply.destination)
+
+
+def wire_direction(source: Endpoint, destination: Endpoint) -> Direction:
+    """A tuple with the addresses that packets have (IPv4-mapped is IPv4)."""
+    return Direction(
+        Endpoint(wire_address(source.address), source.port),
+        Endpoint(wire_address(destination.address), destination.port),
+    )
+
+
+def encode_tuple(kind: int, direction: Direction) -> bytes:
+    """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY of a TCP connection."""
+    source = ipaddress.ip_address(direction.source.address)
+    destination = ipaddress.ip_address(direction.destination.address)
+    from_kind, to_kind = (
+        (abi.CTA_IP_V4_SRC, abi.CTA_IP_V4_DST)
+        if source.version == 4
+        else (abi.CTA_IP_V6_SRC, abi.CTA_IP_V6_DST)
+    )
+    return nested(
+        kind,
+        nested(
+            abi.CTA_TUPLE_IP,
+            attribute(from_kind, source.packed),
+            attribute(to_kind, destination.packed),
+        ),
+        nested(
+            abi.CTA_TUPLE_PROTO,
+            attribute(abi.CTA_PROTO_NUM, bytes([socket.IPPROTO_TCP])),
+            attribute(abi.CTA_PROTO_SRC_PORT, struct.pack(">H", direction.source.port)),
+            attribute(abi.CTA_PROTO_DST_PORT, struct.pack(">H", direction.destination.port)),
+        ),
+    )
+
+
+def encode_zone(zone: int) -> bytes:
+    """CTA_ZONE, nothing for the default zone."""
+    return attribute(abi.CTA_ZONE, struct.pack(">H", zone)) if zone else b""
+
+
+def encode_name(entry: ConntrackEntry) -> bytes:
+    """What names an entry: original tuple and zone."""
+    return encode_tuple(abi.CTA_TUPLE_ORIG, entry.orig) + encode_zone(entry.zone)
+
+
+def encode_entry(entry: ConntrackEntry) -> bytes:
+    """All that is needed to insert the entry.
+
+    The reply tuple goes in *before* NAT (the original reversed), together with the NAT that leads
+    to ``entry.reply``: given the result at once the kernel finds nothing to change, and leaves
+    IPS_DST_NAT unset (net/netfilter/nf_nat_core.c, nf_nat_setup_info).
+    """
+    parts = [
+        encode_name(entry),
+        encode_tuple(abi.CTA_TUPLE_REPLY, entry.orig.reversed()),
+        attribute(abi.CTA_STATUS, struct.pack(">I", entry.status)),
+        attribute(abi.CTA_TIMEOUT, struct.pack(">I", entry.timeout)),
+    ]
+    if entry.has_nat:
+        # Both, even if one changes nothing: the kernel takes a port of its own choice for a side
+        # that is not spelled out when the reply tuple is taken, instead of refusing (EEXIST).
+        parts.append(_encode_nat(abi.CTA_NAT_DST, entry.reply.source))
+        parts.append(_encode_nat(abi.CTA_NAT_SRC, entry.reply.destination))
+    if entry.mark:
+        parts.append(attribute(abi.CTA_MARK, struct.pack(">I", entry.mark)))
+    if entry.labels:
+        parts.append(attribute(abi.CTA_LABELS, entry.labels))
+    if entry.tcp is not None:
+        parts.append(_encode_tcp(entry.tcp))
+    return b"".join(parts)
+
+
+def decode_entry(payload: bytes) -> ConntrackEntry | None:
+    """The entry in one ctnetlink message, ``None`` if it is not TCP."""
+    fields = parse(payload)
+    orig = _decode_tuple(fields[abi.CTA_TUPLE_ORIG])
+    reply = _decode_tuple(fields[abi.CTA_TUPLE_REPLY])
+    if orig is None or reply is None:
+        return None
+    protoinfo = parse(fields.get(abi.CTA_PROTOINFO, b"")).get(abi.CTA_PROTOINFO_TCP)
+    return ConntrackEntry(
+        orig=orig,
+        reply=reply,
+        status=_number(fields.get(abi.CTA_STATUS)),
+        timeout=_number(fields.get(abi.CTA_TIMEOUT)),
+        tcp=None if protoinfo is None else _decode_tcp(parse(protoinfo)),
+        mark=_number(fields.get(abi.CTA_MARK)),
+        zone=_number(fields.get(abi.CTA_ZONE)),
+        labels=fields.get(abi.CTA_LABELS, b"").rstrip(b"\0") and fields[abi.CTA_LABELS],
+    )
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value, "big") if value is not None else 0
+
+
+def _encode_nat(kind: int, target: Endpoint) -> bytes:
+    address = ipaddress.ip_address(target.address)
+    lowest, highest = (
+        (abi.CTA_NAT_V4_MINIP, abi.CTA_NAT_V4_MAXIP)
+        if address.version == 4
+        else (abi.CTA_NAT_V6_MINIP, abi.CTA_NAT_V6_MAXIP)
+    )
+    port = struct.pack(">H", target.port)
+    return nested(
+        kind,
+        attribute(lowest, address.packed),
+        attribute(highest, address.packed),
+        nested(
+            abi.CTA_NAT_PROTO,
+            attribute(abi.CTA_PROTONAT_PORT_MIN, port),
+            attribute(abi.CTA_PROTONAT_PORT_MAX, port),
+        ),
+    )
+
+
+def _encode_tcp(tcp: TcpTracking) -> bytes:
+    # struct nf_ct_tcp_flags: flags, mask. The scale is taken only where WINDOW_SCALE is set in
+    # both directions (nlattr_to_tcp), which is also what a connection agrees on.
+    return nested(
+        abi.CTA_PROTOINFO,
+        nested(
+            abi.CTA_PROTOINFO_TCP,
+            attribute(abi.CTA_PROTOINFO_TCP_STATE, bytes([tcp.state])),
+            attribute(abi.CTA_PROTOINFO_TCP_WSCALE_ORIGINAL, bytes([tcp.wscale[0]])),
+            attribute(abi.CTA_PROTOINFO_TCP_WSCALE_REPLY, bytes([tcp.wscale[1]])),
+            attribute(abi.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, bytes([tcp.flags[0], 0xFF])),
+            attribute(abi.CTA_PROTOINFO_TCP_FLAGS_REPLY, bytes([tcp.flags[1], 0xFF])),
+        ),
+    )
+
+
+def _decode_tcp(fields: dict[int, bytes]) -> TcpTracking:
+    def first(kind: int) -> int:
+        return fields.get(kind, b"\0")[0]
+
+    return TcpTracking(
+        state=first(abi.CTA_PROTOINFO_TCP_STATE),
+        wscale=(
+            first(abi.CTA_PROTOINFO_TCP_WSCALE_ORIGINAL),
+            first(abi.CTA_PROTOINFO_TCP_WSCALE_REPLY),
+        ),
+        flags=(
+            first(abi.CTA_PROTOINFO_TCP_FLAGS_ORIGINAL),
+            first(abi.CTA_PROTOINFO_TCP_FLAGS_REPLY),
+        ),
+    )
+
+
+def _decode_tuple(payload: bytes) -> Direction | None:
+    fields = parse(payload)
+    ports = parse(fields[abi.CTA_TUPLE_PROTO])
+    if ports[abi.CTA_PROTO_NUM][0] != socket.IPPROTO_TCP:
+        return None
+    addresses = parse(fields[abi.CTA_TUPLE_IP])
+    source = addresses.get(abi.CTA_IP_V4_SRC) or addresses[abi.CTA_IP_V6_SRC]
+    destination = addresses.get(abi.CTA_IP_V4_DST) or addresses[abi.CTA_IP_V6_DST]
+    return Direction(
+        Endpoint(_text(source), _number(ports[abi.CTA_PROTO_SRC_PORT])),
+        Endpoint(_text(destination), _number(ports[abi.CTA_PROTO_DST_PORT])),
+    )
+
+
+def _text(packed: bytes) -> str:
+    if len(packed) == 4:
+        return socket.inet_ntoa(packed)
+    return str(ipaddress.IPv6Address(packed))
