@@ -11,6 +11,7 @@ Pure functions over `Packets` and `Flow`. Terms, precisely:
   could have answered.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,18 +46,19 @@ class Retransmission:
 
 @dataclass(frozen=True)
 class Findings:
-    """The sum of it. ``connections_opened`` and ``connections_seen`` are per path and client
-    address (``service 10.0.0.2``): a client that never reconnects opens as many as it has
-    connections."""
+    """The sum of it. ``opened``: the SYN of every connection that was opened during the capture.
+    ``connections_by_client`` counts per path and client address (``service 10.0.0.2``): a client
+    that never reconnects has as many as it says. ``server_fins``: connections that the server
+    closed first. ``zero_windows``: each time that the server's receive window was full."""
 
     packets: int
     connections: int
+    opened: tuple[Event, ...]
     resets: tuple[Event, ...]
     retransmissions: tuple[Retransmission, ...]
     late_retransmissions: tuple[Retransmission, ...]
     probes: int
-    connections_opened: dict[str, int]
-    connections_seen: dict[str, int]
+    connections_by_client: dict[str, int]
     server_fins: tuple[Event, ...]
     zero_windows: tuple[Event, ...]
 
@@ -87,22 +89,16 @@ def find(packets: Packets, servers: Servers, resumes: Sequence[float] = ()) -> F
     found = flows(packets, servers)
     again = [each for flow in found for each in retransmissions(packets, flow, resumes)]
     again.sort(key=lambda each: each.time)
-    opened: dict[str, int] = {}
-    seen: dict[str, int] = {}
-    for flow in found:
-        client = f"{flow.path} {flow.client}"
-        seen[client] = seen.get(client, 0) + 1
-        opening = flow.from_client & ((packets.flags[flow.rows] & (SYN | ACK)) == SYN)
-        opened[client] = opened.get(client, 0) + int(opening.any())
+    by_client = Counter(f"{flow.path} {flow.client}" for flow in found)
     return Findings(
         packets=len(packets),
         connections=len(found),
+        opened=_opened(packets, found),
         resets=resets(packets, servers),
         retransmissions=tuple(again),
         late_retransmissions=tuple(each for each in again if each.late is not None),
         probes=sum(int(_probes(packets, flow).sum()) for flow in found),
-        connections_opened=opened,
-        connections_seen=seen,
+        connections_by_client=dict(by_client),
         server_fins=_server_fins(packets, found),
         zero_windows=_zero_windows(packets, found),
     )
@@ -207,6 +203,16 @@ def _probes(packets: Packets, flow: Flow) -> Column:
     garbage = (length == 1) & (flow.position == acknowledged - 1)
     probes: Column = plain & (empty | garbage)
     return probes
+
+
+def _opened(packets: Packets, found: list[Flow]) -> tuple[Event, ...]:
+    """The first SYN of each connection whose beginning was captured."""
+    events = []
+    for flow in found:
+        opening = flow.from_client & ((packets.flags[flow.rows] & (SYN | ACK)) == SYN)
+        for row in flow.rows[opening][:1]:
+            events.append(Event(float(packets.time[row]), str(flow), True))
+    return tuple(sorted(events, key=lambda event: event.time))
 
 
 def _server_fins(packets: Packets, found: list[Flow]) -> tuple[Event, ...]:

@@ -106,8 +106,8 @@ class Capture:
 
         The kernel hands packets over in blocks, up to a second late (tcpdump's time-out for
         pcap_set_timeout(3PCAP)), and those in an unfinished block would be lost at the end. So
-        tcpdump is asked for its counters (SIGUSR1) until it has written what was received. Raises ``MycoError`` if there are no closing
-        statistics.
+        tcpdump is asked for its counters (SIGUSR1) until it has written what was received.
+        Raises ``MycoError`` if there are no closing statistics.
         """
         try:
             self._catch_up(time.monotonic() + seconds)
