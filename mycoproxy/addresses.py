@@ -16,7 +16,11 @@ class Endpoint(NamedTuple):
         return ipaddress.ip_address(wire_address(self.address)).version
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
 
 
 class FourTuple(NamedTuple):

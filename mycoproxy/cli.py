@@ -1,7 +1,6 @@
 """The command ``mycoproxy``: questions to the machine and, later, to the agent."""
 
 import json
-from typing import Any
 
 import click
 from rich.console import Console
@@ -10,18 +9,7 @@ from rich.table import Table
 from mycoproxy import __version__
 from mycoproxy.check import Report, check_machine
 from mycoproxy.check.report import OPTIONAL
-from mycoproxy.errors import MycoError
-
-
-class Commands(click.Group):
-    """A group whose commands end with the exit status of the ``MycoError`` they raise."""
-
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  click's own signature
-        try:
-            return super().invoke(ctx)
-        except MycoError as error:
-            click.echo(f"{ctx.info_name}: {error}", err=True)
-            ctx.exit(error.exit_status)
+from mycoproxy.commands import Commands
 
 
 @click.group(

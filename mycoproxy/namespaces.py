@@ -10,7 +10,7 @@ worker's namespace.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -50,6 +50,10 @@ class NamespaceWorker:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``function`` in the namespace without blocking the event loop."""
         return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Begin to run ``function`` in the namespace. Calls are done in the order they are made."""
+        return self._executor.submit(function, *args, **kwargs)
 
     def close(self) -> None:
         """End the thread, once what it was asked to do is done."""

@@ -1,0 +1,32 @@
+"""The handover: the few milliseconds in which a workload's connections change nodes.
+
+``machine`` is the state machine as a table, ``executor`` runs it, ``sides`` says what it needs of
+the nodes, and ``source``, ``target`` and ``peer`` are those needs met in the network namespaces of
+one machine.
+"""
+
+from mycoproxy.handover.executor import Handover, HandoverError, Step
+from mycoproxy.handover.machine import TABLE, Action, Event, State
+from mycoproxy.handover.peer import LocalPeer
+from mycoproxy.handover.sides import Connection, Packet, Peer, Rehomed, Source, Target
+from mycoproxy.handover.source import LocalSource
+from mycoproxy.handover.target import LocalTarget
+
+__all__ = [
+    "TABLE",
+    "Action",
+    "Connection",
+    "Event",
+    "Handover",
+    "HandoverError",
+    "LocalPeer",
+    "LocalSource",
+    "LocalTarget",
+    "Packet",
+    "Peer",
+    "Rehomed",
+    "Source",
+    "State",
+    "Step",
+    "Target",
+]

@@ -1,0 +1,131 @@
+"""The copy: the target's restore, from a runc that waits at the gate to tasks that run."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from migrate.machine.places import Places
+from migrate.machine.plan import Side
+from migrate.runtime.cgroup import Cgroup
+from migrate.runtime.criu_rpc import Option, OptionValue, RequestType, Response
+from migrate.runtime.gate import Gate
+from migrate.runtime.runc import Job, Runc
+from migrate.runtime.waiting import first_of
+from mycoproxy.check.criu import CriuBinary
+from mycoproxy.errors import MycoError
+
+
+class CopyError(MycoError):
+    """The copy did not come to be."""
+
+
+class RestoringCopy:
+    """One restore. ``prepare``, ``restore``, ``resume``, ``let_run``, ``running``; or ``kill``."""
+
+    def __init__(self, side: Side, places: Places, criu: CriuBinary) -> None:
+        self._side = side
+        self._places = places
+        self._runc = Runc(side.runc_root)
+        self._gate = Gate(places.restore_gate, criu, netns=side.pod_netns)
+        self._job: Job | None = None
+        self._cgroup: Cgroup | None = None
+        self._going: asyncio.Task[Response] | None = None
+        loop = asyncio.get_running_loop()
+        self._restored: asyncio.Future[int] = loop.create_future()
+        self._go: asyncio.Future[bool] = loop.create_future()
+        self._resuming: asyncio.Future[None] = loop.create_future()
+        self._may_run: asyncio.Future[None] = loop.create_future()
+        self._resumed_at = 0.0
+        self.ran = False
+
+    async def prepare(self) -> None:
+        """Bring runc and CRIU up to the point where only the images are missing."""
+        self._job = await self._runc.restore(
+            self._side.container_id,
+            bundle=self._side.bundle,
+            images=self._places.target_images,
+            environment=self._gate.environment,
+        )
+        await first_of(
+            self._gate.wait_for_request(RequestType.RESTORE), self._job.fail_when_ended()
+        )
+        assert self._gate.criu_pid is not None
+        # runc has put CRIU into the container's cgroup, and the tasks will be born there.
+        self._cgroup = Cgroup(self._gate.criu_pid)
+
+    async def restore(self, options: Mapping[Option, OptionValue]) -> int:
+        """Restore up to ``post-restore``: everything is there, nothing runs.
+
+        Returns the pid of the copy's init. Raises ``MycoError``.
+        """
+        self._going = asyncio.create_task(self._gate.go(options, self._on_notify))
+        return await first_of(self._restored, self._failure())
+
+    async def resume(self) -> None:
+        """Let CRIU go on to ``pre-resume``: past all that can fail, nothing has run yet."""
+        self._go.set_result(True)
+        await first_of(self._resuming, self._failure())
+
+    def let_run(self) -> None:
+        """Let the tasks run."""
+        self.ran = True
+        if not self._may_run.done():
+            self._may_run.set_result(None)
+
+    async def running(self) -> float:
+        """Wait until they do. Returns when CRIU said so (``CLOCK_MONOTONIC``, seconds)."""
+        assert self._going is not None and self._job is not None
+        await self._going
+        await self._job.wait(timeout=10.0)
+        return self._resumed_at
+
+    async def kill(self, *, timeout: float) -> None:
+        """Make sure that there is no copy. Raises ``MycoError`` if that cannot be made sure."""
+        if self._going is not None:
+            if not self._go.done():
+                self._go.set_result(False)
+            with suppress(MycoError, TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._going), timeout / 2)
+        else:
+            self._gate.refuse()
+            if self._job is not None:
+                with suppress(MycoError):
+                    await self._job.wait(timeout=timeout / 2)
+        if self._cgroup is not None and self._cgroup.exists():
+            await asyncio.to_thread(self._cgroup.kill, timeout=timeout)
+        self._gate.close()
+        if self._going is not None:
+            self._going.cancel()
+            with suppress(MycoError, asyncio.CancelledError):
+                await self._going
+        if self._job is not None:
+            await self._job.end(timeout=timeout)
+            await self._runc.delete(self._side.container_id, timeout=timeout)
+
+    async def close(self) -> None:
+        """Close the gate, whatever has become of the copy."""
+        self._gate.close()
+        if self._going is not None and not self._going.done():
+            self._going.cancel()
+        if self._going is not None:
+            with suppress(MycoError, asyncio.CancelledError):
+                await self._going
+
+    async def _on_notify(self, script: str, pid: int | None) -> bool:
+        if script == "post-restore":
+            assert pid is not None
+            self._restored.set_result(pid)
+            return await self._go
+        if script == "pre-resume":
+            self._resuming.set_result(None)
+            await self._may_run
+        if script == "post-resume":
+            self._resumed_at = time.monotonic()
+        return True
+
+    async def _failure(self) -> None:
+        """Raises when the restore ends; it must not while something else is waited for."""
+        assert self._going is not None
+        await asyncio.shield(self._going)
+        raise CopyError("CRIU's restore ended before its time")

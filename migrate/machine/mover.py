@@ -1,0 +1,384 @@
+"""The mover: performs what the migration's state machine names, from one process.
+
+I/O only; what follows what is in ``machine.py``. Everything slow (runc, CRIU's start, tables,
+connections between the nodes) happens in ``prepare``, while the workload runs.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from migrate.machine import preflight
+from migrate.machine.copies import RestoringCopy
+from migrate.machine.journal import Journal
+from migrate.machine.machine import TABLE, Action, Event, State
+from migrate.machine.places import Places
+from migrate.machine.plan import MovePlan
+from migrate.machine.report import MoveReport
+from migrate.runtime.cgroup import Cgroup
+from migrate.runtime.criu_rpc import (
+    ManageCgroups,
+    NetworkLock,
+    Option,
+    OptionValue,
+    RequestType,
+    page_server_on,
+)
+from migrate.runtime.gate import Gate, InheritedFd
+from migrate.runtime.runc import Job, Runc
+from migrate.runtime.transfer import PageServer, connect, send_images
+from migrate.runtime.waiting import first_of
+from mycoproxy.errors import MycoError, RefusedError
+from mycoproxy.handover import Handover, LocalPeer, LocalSource, LocalTarget
+from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.statetable import Driver, Transition
+
+# Where CRIU gets the connection to the page server: beyond what runc passes it.
+_PAGES_FD = 300
+_LOG_LEVEL = 2  # errors and warnings; more costs the freeze 10 ms of write(2)
+
+
+class MoveError(MycoError):
+    """A move did not come about; the source goes on, unless the message says otherwise."""
+
+
+class Mover:
+    """One move. ``run`` it once.
+
+    ``progress`` is called with a few words as each step begins, also during the freeze: it must
+    be quick.
+    """
+
+    def __init__(self, plan: MovePlan, *, progress: Callable[[str], None] = lambda _: None) -> None:
+        self.plan = plan
+        self._progress = progress
+        self._stack = AsyncExitStack()
+        self._driver = Driver(
+            TABLE, done=Event.DONE, failed=Event.FAILED, perform=self._perform, record=self._record
+        )
+        self._actions: dict[Action, Callable[[], Awaitable[None]]] = {
+            Action.CHECK: self._check,
+            Action.PREPARE: self._prepare,
+            Action.DRAIN: self._drain,
+            Action.FREEZE: self._freeze,
+            Action.DUMP: self._dump,
+            Action.SEND: self._send,
+            Action.RESTORE: self._restore,
+            Action.HAND_OVER: self._hand_over,
+            Action.COMMIT: self._commit,
+            Action.RESUME: self._resume,
+            Action.GO_LIVE: self._go_live,
+            Action.FINISH: self._finish,
+            Action.REMOVE_SOURCE: self._remove_source,
+            Action.CLEAN_UP: self._clean_up,
+            Action.ABORT_RESTORE: self._abort_restore,
+            Action.UNDO_HANDOVER: self._undo_handover,
+            Action.THAW: self._thaw,
+            Action.UNDRAIN: self._undrain,
+        }
+        self.report = MoveReport(plan.move_id, plan.source.node, plan.target.node)
+        self._places = Places(plan)
+        self._journal: Journal | None = None
+        self._handover: Handover | None = None
+        self._copy: RestoringCopy | None = None
+        self._dump_job: Job | None = None
+        self._dump_gate: Gate | None = None
+        self._frozen = False
+
+    async def run(self) -> MoveReport:
+        """Move the workload. Raises ``RefusedError`` (nothing was changed) or ``MoveError``.
+
+        After a ``MoveError`` the source goes on as before, unless the message says otherwise. A
+        cancellation is undone like a failure, up to the commit.
+        """
+        try:
+            async with self._stack:
+                state = await self._driver.feed(Event.START)
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+        if state is State.DONE:
+            self.report.warnings += [_text(error) for error in self._driver.errors]
+            return self.report
+        raise self._failure(state)
+
+    def _failure(self, state: State) -> MycoError:
+        cause, *others = self._driver.errors
+        if state is State.REFUSED:
+            return cause if isinstance(cause, MycoError) else RefusedError(_text(cause))
+        text = _text(cause)
+        if others:
+            text += "; and while undoing: " + "; ".join(_text(error) for error in others)
+        if state is State.STUCK:
+            return MoveError(
+                f"{text}; the copy on {self.plan.target.node} may still be alive, so the source "
+                f"stays frozen: make sure that the copy is dead, then thaw the source by hand; "
+                f"logs in {self._places.logs}"
+            )
+        if isinstance(cause, RefusedError) and not others:
+            return cause
+        return MoveError(f"{text}; rolled back, the source goes on; logs in {self._places.logs}")
+
+    async def _perform(self, action: Action) -> None:
+        self._progress(action.value)
+        await self._actions[action]()
+
+    def _record(self, state: State, event: Event, to: Transition[State, Action]) -> None:
+        if self._journal is not None:
+            self._journal.write(
+                machine="move", state=state.value, event=event.value, next=to.state.value
+            )
+
+    def _mark(self, phase: str) -> None:
+        self.report.marks[phase] = time.monotonic()
+
+    # -- while the workload runs ------------------------------------------------------------
+
+    async def _check(self) -> None:
+        plan = self.plan
+        self._criu = await asyncio.to_thread(preflight.check_machine)
+        self._container, tasks, memory = await asyncio.to_thread(preflight.check_source, plan)
+        self.report.memory_bytes = memory
+        self._source_pod = self._worker(plan.source.pod_netns)
+        self._target_pod = self._worker(plan.target.pod_netns)
+        self._source_node = self._worker(plan.source.node_netns)
+        self._target_node = self._worker(plan.target.node_netns)
+        await asyncio.to_thread(preflight.check_target, plan, self._source_pod, self._target_pod)
+        preflight.check_connections(self._source_pod)
+        preflight.check_space(plan.source.images, 0)
+        preflight.check_space(plan.target.images, memory)
+        self._cgroup = Cgroup(self._container.pid)
+        self._one_cgroup = {Cgroup(task.pid).directory for task in tasks} == {
+            self._cgroup.directory
+        }
+        self._source = LocalSource(self._source_pod, self._container.pid, plan.move_id)
+        self._target = LocalTarget(self._target_pod, plan.move_id)
+        self._peers = [
+            LocalPeer(peer.name, self._worker(peer.netns), plan.move_id) for peer in plan.peers
+        ]
+        # The checkpoint's way to the target, which shows whether the target can be reached at all.
+        self._channel = await asyncio.to_thread(
+            connect, self._source_node, self._target_node, str(plan.transfer_address)
+        )
+        for end in self._channel:
+            self._stack.callback(end.close)
+
+    def _worker(self, netns: Path) -> NamespaceWorker:
+        return self._stack.enter_context(NamespaceWorker(netns))
+
+    async def _prepare(self) -> None:
+        async with asyncio.timeout(self.plan.deadlines.prepare):
+            await self._prepare_both_sides()
+
+    async def _prepare_both_sides(self) -> None:
+        plan, places = self.plan, self._places
+        places.make()
+        self._journal = Journal(*places.journals)
+        for peer in self._peers:
+            self._stack.push_async_callback(peer.close)
+            await peer.prepare()
+        self._stack.push_async_callback(self._source.close)
+        await self._source.prepare()
+        self._stack.push_async_callback(self._target.close)
+        await self._target.prepare()
+        self._pages = await PageServer.start(
+            self._criu,
+            source=self._source_node,
+            target=self._target_node,
+            address=str(plan.transfer_address),
+            images=places.target_images,
+        )
+        self._stack.push_async_callback(self._pages.close)
+        gate = self._dump_gate = Gate(
+            places.dump_gate,
+            self._criu,
+            netns=plan.source.pod_netns,
+            inherited=[InheritedFd(self._pages.fileno(), _PAGES_FD)],
+        )
+        self._stack.callback(gate.close)
+        self._dump_job = await Runc(plan.source.runc_root).checkpoint(
+            plan.source.container_id, images=places.source_images, environment=gate.environment
+        )
+        await first_of(gate.wait_for_request(RequestType.DUMP), self._dump_job.fail_when_ended())
+        # runc reads the checkpoint's descriptors.json before it asks CRIU for anything.
+        places.copy_descriptors()
+        self._copy = RestoringCopy(plan.target, places, self._criu)
+        self._stack.push_async_callback(self._copy.close)
+        await self._copy.prepare()
+
+    async def _drain(self) -> None:
+        await self._source.drain(timeout=self.plan.deadlines.drain)
+
+    # -- while the workload stands ----------------------------------------------------------
+
+    async def _freeze(self) -> None:
+        self._mark("begin")
+        self._frozen = True
+        self._cgroup.freeze(timeout=self.plan.deadlines.freeze)
+        self._mark("freeze")
+
+    async def _dump(self) -> None:
+        assert self._dump_gate is not None
+        deadline = self.plan.deadlines.dump
+        options = {
+            **self._common_options(),
+            Option.IMAGES_DIR: str(self._places.source_images),
+            Option.PAGE_SERVER: page_server_on(_PAGES_FD),
+            # CRIU gives up by itself and cures the tasks; killing it in the middle would not.
+            Option.TIMEOUT: max(1, int(deadline)),
+        }
+        pushing = asyncio.create_task(self._pages.keep_pushing())
+        collecting = asyncio.create_task(self._source.collect())
+        try:
+            async with asyncio.timeout(2 * deadline):
+                await self._dump_gate.go(options)
+                await self._pages.wait(timeout=deadline)
+                await collecting
+        except (MycoError, TimeoutError) as error:
+            raise MoveError(self._places.blame("dump", error)) from error
+        finally:
+            pushing.cancel()
+            with suppress(Exception):  # its failure is not the cause if the dump failed first
+                await collecting
+        if not self._cgroup.frozen():
+            raise MoveError("CRIU left the source running after the dump")
+        self._mark("dump")
+
+    async def _send(self) -> None:
+        async with asyncio.timeout(self.plan.deadlines.send):
+            self.report.image_bytes = await send_images(
+                self._places.source_images, self._places.target_images, self._channel
+            )
+        self._mark("send")
+
+    async def _restore(self) -> None:
+        assert self._copy is not None
+        options = {
+            **self._common_options(),
+            Option.IMAGES_DIR: str(self._places.target_images),
+        }
+        try:
+            async with asyncio.timeout(self.plan.deadlines.restore):
+                self._copy_init = await self._copy.restore(options)
+        except (MycoError, TimeoutError) as error:
+            raise MoveError(self._places.blame("restore", error)) from error
+        self._mark("restore")
+
+    async def _hand_over(self) -> None:
+        handover = self._handover = Handover(
+            self._source,
+            self._target,
+            self._peers,
+            addresses=self.plan.address_map(),
+            record_commit=self._record_commit,
+            record=self._record_handover,
+        )
+        self._target.collect(self._copy_init)
+        await handover.ready()
+
+    async def _commit(self) -> None:
+        assert self._handover is not None
+        await self._handover.commit()
+
+    def _record_commit(self) -> None:
+        assert self._journal is not None
+        self._journal.write(machine="handover", event="committed")
+
+    def _record_handover(self, state: object, event: object, to: object) -> None:
+        if self._journal is not None:
+            self._journal.write(
+                machine="handover",
+                state=getattr(state, "value", ""),
+                event=getattr(event, "value", ""),
+                next=to.state.value if isinstance(to, Transition) else "",
+            )
+
+    async def _resume(self) -> None:
+        assert self._copy is not None
+        self._mark("handover")
+        try:
+            async with asyncio.timeout(self.plan.deadlines.resume):
+                await self._copy.resume()
+        except (MycoError, TimeoutError) as error:
+            raise MoveError(self._places.blame("restore", error)) from error
+
+    async def _go_live(self) -> None:
+        assert self._copy is not None and self._handover is not None
+        try:
+            await self._handover.go_live()
+        finally:
+            self._copy.let_run()
+
+    async def _finish(self) -> None:
+        assert self._copy is not None and self._handover is not None
+        async with asyncio.timeout(self.plan.deadlines.resume):
+            self.report.marks["resume"] = await self._copy.running()
+        self.report.connections = len(self._handover.connections)
+        self.report.rehomed = self._handover.rehomed
+        self.report.replayed_packets = self._handover.replayed
+        self.report.handover_steps_ms = {
+            step.action.value: (step.end - step.begin) * 1e3 for step in self._handover.steps
+        }
+
+    async def _remove_source(self) -> None:
+        await self._source.silence()
+        await asyncio.to_thread(self._cgroup.kill, timeout=self.plan.deadlines.remove)
+        self._frozen = False
+        assert self._dump_job is not None
+        await self._dump_job.wait(timeout=self.plan.deadlines.remove)
+        await Runc(self.plan.source.runc_root).delete(
+            self.plan.source.container_id, timeout=self.plan.deadlines.remove
+        )
+
+    # -- back, and afterwards ---------------------------------------------------------------
+
+    async def _abort_restore(self) -> None:
+        assert self._copy is not None
+        await self._copy.kill(timeout=self.plan.deadlines.remove)
+
+    async def _undo_handover(self) -> None:
+        if self._handover is not None:
+            await self._handover.undo()
+
+    async def _thaw(self) -> None:
+        if self._frozen:
+            self._cgroup.thaw()
+            self._frozen = False
+
+    async def _undrain(self) -> None:
+        await self._source.undrain()
+
+    async def _clean_up(self) -> None:
+        """End what is still waiting, in the order that lets runc clean up after itself."""
+        deadline = self.plan.deadlines.remove
+        if self._copy is not None and not self._copy.ran:
+            await self._copy.kill(timeout=deadline)
+        if self._dump_gate is not None:
+            self._dump_gate.refuse()
+        if self._dump_job is not None:
+            await self._dump_job.end(timeout=deadline)
+        if self._driver.state is not State.CLEANING_UP:
+            self._places.save_logs()
+        self._places.remove()
+
+    def _common_options(self) -> dict[Option, OptionValue]:
+        options: dict[Option, OptionValue] = {
+            Option.IMAGES_DIR_FD: -1,
+            Option.LOG_LEVEL: _LOG_LEVEL,
+            Option.TCP_CLOSE: 1,
+            Option.NETWORK_LOCK: NetworkLock.SKIP,
+        }
+        if self._one_cgroup:
+            # The tasks stay in the cgroup that runc made for them; looking through every
+            # controller's files costs the dump 15 ms and the restore 10.
+            options[Option.MANAGE_CGROUPS] = 0
+            options[Option.MANAGE_CGROUPS_MODE] = ManageCgroups.IGNORE
+        return options
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "a step did not end in time"
+    return str(error) or repr(error)

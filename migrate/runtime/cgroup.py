@@ -1,0 +1,127 @@
+"""A container's cgroup: freeze it, thaw it, see and kill what is in it. v1 or v2, no child process.
+
+The kernel's own documentation: admin-guide/cgroup-v1/freezer-subsystem.rst and
+admin-guide/cgroup-v2.rst (``cgroup.freeze``).
+"""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mycoproxy.errors import MycoError
+
+_MOUNT = Path("/sys/fs/cgroup")
+_POLL = 0.001  # seconds
+
+
+class CgroupError(MycoError):
+    """A cgroup did not do as it was told."""
+
+
+class Cgroup:
+    """The cgroup that task ``pid`` is in now.
+
+    Raises ``CgroupError`` if there is none.
+    """
+
+    def __init__(self, pid: int) -> None:
+        try:
+            v1, path = freezer_path(Path(f"/proc/{pid}/cgroup").read_text())
+        except OSError as error:
+            raise CgroupError(f"task {pid} has no cgroup: {error.strerror}") from error
+        if path == "/":
+            raise CgroupError(f"task {pid} is in the root cgroup, which cannot be frozen")
+        root = _MOUNT / "freezer" if v1 else _v2_mount()
+        self.directory = root / path.lstrip("/")
+        self._v1 = v1
+        self._control = self.directory / ("freezer.state" if v1 else "cgroup.freeze")
+        self._words = ("FROZEN\n", "THAWED\n") if v1 else ("1", "0")
+        if not self._control.exists():
+            raise CgroupError(f"no freezer at {self._control}")
+
+    def freeze(self, *, timeout: float = 5.0) -> None:
+        """Stop every task. Returns when the last one stands; thaws again if one does not.
+
+        A task in an uninterruptible sleep delays it. Raises ``CgroupError`` after ``timeout``
+        seconds.
+        """
+        deadline = time.monotonic() + timeout
+        self._control.write_text(self._words[0])
+        while not self.frozen():
+            if time.monotonic() > deadline:
+                self.thaw()
+                raise CgroupError(f"{self.directory} did not freeze within {timeout:g} s")
+            if self._v1:  # reading updates the v1 state, writing retries what was missed
+                self._control.write_text(self._words[0])
+            os.sched_yield()
+
+    def thaw(self) -> None:
+        """Let the tasks go on. No cgroup any more is fine: then there are no tasks either."""
+        with suppress(FileNotFoundError):
+            self._control.write_text(self._words[1])
+
+    def frozen(self) -> bool:
+        """Whether every task of the cgroup stands."""
+        if self._v1:
+            return self._control.read_text() == self._words[0]
+        return "frozen 1" in (self.directory / "cgroup.events").read_text()
+
+    def exists(self) -> bool:
+        """Whether the cgroup is still there."""
+        return self.directory.is_dir()
+
+    def pids(self) -> list[int]:
+        """The processes in the cgroup and below it, zombies included."""
+        found: list[int] = []
+        for procs in self.directory.rglob("cgroup.procs"):
+            with suppress(FileNotFoundError):
+                found += map(int, procs.read_text().split())
+        return found
+
+    def kill(self, *, timeout: float = 5.0) -> None:
+        """SIGKILL everything in the cgroup; returns once nothing is left in it.
+
+        A frozen task dies when it is thawed, without running an instruction of its own. Raises
+        ``CgroupError`` if something is still there after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while pids := self._alive():
+            if time.monotonic() > deadline:
+                raise CgroupError(f"tasks {pids} in {self.directory} cannot be killed")
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.thaw()
+            time.sleep(_POLL)
+
+    def _alive(self) -> list[int]:
+        return [pid for pid in self.pids() if _state(pid) not in ("Z", "X", "")]
+
+
+def freezer_path(cgroups: str) -> tuple[bool, str]:
+    """From the text of /proc/PID/cgroup: whether it is the v1 freezer, and the path in it."""
+    unified = None
+    for line in cgroups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "freezer" in controllers.split(","):
+            return True, path
+        if controllers == "":
+            unified = path
+    if unified is None:
+        raise CgroupError("neither a v1 freezer nor a v2 hierarchy in /proc/PID/cgroup")
+    return False, unified
+
+
+def _state(pid: int) -> str:
+    """The task's state letter (proc_pid_stat(5)); empty if there is none any more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _v2_mount() -> Path:
+    unified = _MOUNT / "unified"
+    return unified if (unified / "cgroup.procs").exists() else _MOUNT

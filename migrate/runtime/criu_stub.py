@@ -1,0 +1,61 @@
+"""What runc finds on PATH as ``criu``: lets the mover into the talk, then becomes the real CRIU.
+
+runc starts ``criu swrk 3`` and speaks RPC with it over descriptor 3. This program gives that
+descriptor, and one end of a new pair, to the mover (``gate.py``) over the socket named by
+``MYCOPROXY_GATE``; takes from it the descriptors that CRIU is to have besides (a connected socket
+for the pages), which it puts where the mover says; and executes the real CRIU on the other end.
+So CRIU sits exactly where runc wanted it (cgroup, parent, inherited descriptors), already started
+and waiting, long before the freeze; and what passes between the two goes through the mover.
+
+CRIU is put into the network namespace of the workload (``MYCOPROXY_GATE_NETNS``). What CRIU finds
+to be its own namespace it neither dumps nor restores; a network namespace that runc declares
+external it would still look through (a conntrack dump walks the whole hash table: 10 ms).
+
+Runs as ``python -ISE`` on its own: no import of this project, 10-20 ms, before the freeze.
+"""
+
+import array
+import ctypes
+import os
+import socket
+import struct
+import sys
+
+
+def main() -> None:
+    """Hand over the RPC socket and execute the real CRIU with the same arguments."""
+    real = os.environ["MYCOPROXY_CRIU"]
+    environment = dict(os.environ)
+    preload = environment.pop("MYCOPROXY_CRIU_PRELOAD", "")
+    if preload:
+        environment["LD_PRELOAD"] = preload
+    if sys.argv[1:2] == ["swrk"]:
+        rpc = int(sys.argv[2])
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
+            gate.connect(environment["MYCOPROXY_GATE"])
+            socket.send_fds(gate, [struct.pack("=i", os.getpid())], [rpc, theirs.fileno()])
+            wanted, ancillary, _, _ = gate.recvmsg(256, socket.CMSG_SPACE(32 * 4))
+        given = array.array("i")
+        for _, _, data in ancillary:
+            given.frombytes(data[: len(data) - len(data) % given.itemsize])
+        places = struct.unpack(f"={len(given)}i", wanted[1:]) if given else ()
+        os.dup2(ours.fileno(), rpc)
+        for fd, place in zip(given, places, strict=True):
+            os.dup2(fd, place)
+        theirs.close()
+        enter_network_namespace(environment["MYCOPROXY_GATE_NETNS"])
+    os.execve(real, [real, *sys.argv[1:]], environment)  # noqa: S606
+
+
+def enter_network_namespace(path: str) -> None:
+    """setns(2), which Python has from 3.12 on only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY)
+    if libc.setns(fd, 0x40000000) != 0:  # CLONE_NEWNET
+        raise OSError(ctypes.get_errno(), f"setns({path})")
+    os.close(fd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Runs a handover: performs what the state machine names, on the sides it is given."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mycoproxy.addresses import FourTuple
+from mycoproxy.errors import MycoError
+from mycoproxy.handover.machine import TABLE, Action, Event, State
+from mycoproxy.handover.peer import unreached
+from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target
+from mycoproxy.statetable import Driver, Transition
+
+T = TypeVar("T")
+
+
+class HandoverError(MycoError):
+    """A handover did not come about. It has been undone, as far as the message does not say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """When an action began and ended (``CLOCK_MONOTONIC``, seconds)."""
+
+    action: Action
+    begin: float
+    end: float
+
+
+class Handover:
+    """One handover. ``ready``, then ``commit``, then ``go_live``; ``undo`` until that.
+
+    ``addresses`` maps the workload's old addresses to its new ones. ``record_commit`` is called at
+    the commit, and may still prevent it by raising.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        peers: Sequence[Peer],
+        *,
+        addresses: Mapping[str, str],
+        record_commit: Callable[[], None],
+        record: Callable[[State, Event, Transition[State, Action]], None] | None = None,
+    ) -> None:
+        self._source, self._target, self._peers = source, target, peers
+        self._addresses = dict(addresses)
+        self._record_commit = record_commit
+        self._held: Sequence[FourTuple] = ()
+        self.connections: Sequence[Connection] = ()
+        self.rehomed: list[Rehomed] = []
+        self.steps: list[Step] = []
+        self.replayed = 0
+        self._driver = Driver(
+            TABLE, done=Event.DONE, failed=Event.FAILED, perform=self._perform, record=record
+        )
+
+    @property
+    def state(self) -> State:
+        """Where the handover is."""
+        return self._driver.state
+
+    async def ready(self) -> None:
+        """Hold, capture, re-home, establish. Raises ``HandoverError``; then all is undone."""
+        if await self._driver.feed(Event.START) is not State.READY:
+            raise self._failure("the handover failed and was undone")
+
+    async def commit(self) -> None:
+        """The point of no return, but for the target's death. Raises ``HandoverError``."""
+        if await self._driver.feed(Event.COMMIT) is not State.COMMITTED:
+            raise self._failure("the commit failed and the handover was undone")
+
+    async def go_live(self) -> None:
+        """Let the target's connections live. Raises ``HandoverError`` with what went wrong."""
+        before = len(self._driver.errors)
+        await self._driver.feed(Event.LIVE)
+        if len(self._driver.errors) > before:
+            raise self._failure("connections are on the target, but did not all go live")
+
+    async def undo(self) -> None:
+        """Give the connections back to the source, wherever the handover is by now.
+
+        The target's tasks must be dead or not running. Raises ``HandoverError`` if a step of the
+        way back failed (the others were done).
+        """
+        before = len(self._driver.errors)
+        if self.state is State.COMMITTED:
+            await self._driver.feed(Event.TARGET_DEAD)
+        elif self.state in (State.READY, State.IDLE):
+            await self._driver.feed(Event.ABORT)
+        if len(self._driver.errors) > before:
+            raise self._failure("the handover was undone with errors")
+
+    def _failure(self, what: str) -> HandoverError:
+        reasons = "; ".join(str(error) or repr(error) for error in self._driver.errors)
+        return HandoverError(f"{what}: {reasons}")
+
+    async def _perform(self, action: Action) -> None:
+        begin = time.monotonic()
+        try:
+            await self._act(action)
+        finally:
+            self.steps.append(Step(action, begin, time.monotonic()))
+
+    async def _act(self, action: Action) -> None:
+        match action:
+            case Action.HOLD:
+                self._held = await self._source.hold()
+            case Action.CAPTURE:
+                self.connections = await self._source.capture()
+            case Action.REHOME:
+                await self._rehome()
+            case Action.ESTABLISH:
+                await self._target.establish(self.connections, self._addresses)
+            case Action.RECORD_COMMIT:
+                self._record_commit()
+            case Action.GO_LIVE:
+                lost = await self._source.lost_packets()
+                self.replayed = await self._target.go_live(lost, self._addresses)
+            case Action.DISCARD:
+                await self._target.discard()
+            case Action.UNDO_REHOME:
+                await _all(*(peer.undo() for peer in self._peers))
+            case Action.RESUME_SOURCE:
+                await self._source.resume()
+            case Action.RELEASE_HOLD:
+                await self._source.release_hold()
+
+    async def _rehome(self) -> None:
+        names = [connection.four_tuple for connection in self.connections]
+        for done in await _all(*(peer.rehome(names, self._addresses) for peer in self._peers)):
+            self.rehomed += done
+        left = unreached(names, self.rehomed, self._addresses)
+        if left:
+            others = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise MycoError(
+                f"no peer node leads {left[0]}{others} to its new address: the client's node has "
+                "to be among the peers, or the address has to be kept"
+            )
+
+
+async def _all(*awaitables: Awaitable[T]) -> list[T]:
+    """Wait for every one of them, also if one fails; then raise the first failure."""
+    outcomes = await asyncio.gather(*awaitables, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

@@ -1,0 +1,155 @@
+"""A peer node in a network namespace of this machine: finds its part of each path, re-homes it."""
+
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from pyroute2 import IPRoute
+
+from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.handover.sides import Rehomed
+from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter import rebind
+from mycoproxy.netfilter.conntrack import Conntrack
+from mycoproxy.netfilter.hold import Hold
+from mycoproxy.netfilter.nft import Nft
+from mycoproxy.netfilter.paths import Path, choose_path
+from mycoproxy.netfilter.rebind import Rebound
+from mycoproxy.netfilter.translate import Move, Translate
+
+
+class LocalPeer:
+    """One peer node. ``prepare`` ahead of the freeze, ``close`` when the move has ended.
+
+    What ``rehome`` changed stays after ``close``: it lives as long as the connections do.
+    """
+
+    def __init__(self, name: str, worker: NamespaceWorker, move: str) -> None:
+        self.name = name
+        self._worker = worker
+        self._move = move
+        self._opened = False
+        self._nft: Nft
+        self._conntrack: Conntrack
+        self._hold: Hold
+        self._translate: Translate
+        self._own_addresses: frozenset[str] = frozenset()
+        self._rebound: list[Rebound] = []
+        self._moves: list[Move] = []
+
+    async def prepare(self) -> None:
+        """Open the sockets to the kernel and make the tables, so that re-homing is quick."""
+        await self._worker.run(self._prepare)
+
+    def _prepare(self) -> None:
+        self._nft = Nft()
+        self._conntrack = Conntrack()
+        self._opened = True
+        self._hold = Hold(self._nft, f"{self._move}-peer")
+        self._hold.install()
+        self._translate = Translate(self._nft)
+        self._own_addresses = _addresses_here()
+
+    async def rehome(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str]
+    ) -> Sequence[Rehomed]:
+        """See ``Peer``. Connections that do not pass here are left out of the result."""
+        return await self._worker.run(self._rehome, connections, addresses)
+
+    def _rehome(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str]
+    ) -> Sequence[Rehomed]:
+        entries = self._conntrack.find(connections)
+        chosen: dict[FourTuple, Path] = {}
+        new_local: dict[Endpoint, Endpoint] = {}
+        for connection in connections:
+            new_address = new_local_address(connection, addresses)
+            new_local[connection.local] = Endpoint(new_address, connection.local.port)
+            path = choose_path(
+                connection,
+                new_address=new_address,
+                entry=entries.get(connection),
+                local_addresses=self._own_addresses,
+            )
+            if path is not Path.NOTHING:
+                chosen[connection] = path
+        by_path = {
+            path: [connection for connection, its in chosen.items() if its is path] for path in Path
+        }
+        moves = [
+            Move(connection, new_local[connection.local].address)
+            for connection in by_path[Path.TRANSLATE]
+        ]
+        if moves:
+            self._translate.add(moves)
+            self._moves += moves
+        if by_path[Path.REBIND]:
+            self._rebound += rebind.rebind(
+                self._conntrack,
+                self._hold,
+                [entries[connection] for connection in by_path[Path.REBIND]],
+                new_local,
+            )
+        if by_path[Path.ADMIT]:
+            self._rebound += rebind.admit(
+                self._conntrack,
+                [entries[connection] for connection in by_path[Path.ADMIT]],
+                new_local,
+            )
+        return [Rehomed(self.name, connection, path) for connection, path in chosen.items()]
+
+    async def undo(self) -> None:
+        """See ``Peer``."""
+        await self._worker.run(self._undo)
+
+    def _undo(self) -> None:
+        if self._moves:
+            self._translate.add([move.reversed() for move in self._moves])
+            self._moves.clear()
+        if self._rebound:
+            rebind.undo(self._conntrack, self._hold, self._rebound)
+            self._rebound.clear()
+
+    async def close(self) -> None:
+        """Remove what was only for the time of the move."""
+        if self._opened:
+            await self._worker.run(self._close)
+
+    def _close(self) -> None:
+        self._opened = False
+        self._hold.release()
+        self._nft.close()
+        self._conntrack.close()
+
+
+def new_local_address(connection: FourTuple, addresses: Mapping[str, str]) -> str:
+    """The workload's address after the move; the old one if it is not among those that change."""
+    old = wire_address(connection.local.address)
+    return addresses.get(old, old)
+
+
+def unreached(
+    connections: Sequence[FourTuple],
+    rehomed: Sequence[Rehomed],
+    addresses: Mapping[str, str],
+) -> list[FourTuple]:
+    """The connections whose address changes and whose client's path nobody has re-homed.
+
+    ``admit`` alone does not lead a packet anywhere.
+    """
+    led = Counter(one.connection for one in rehomed if one.path in (Path.REBIND, Path.TRANSLATE))
+    return [
+        connection
+        for connection in connections
+        if not led[connection]
+        and new_local_address(connection, addresses) != wire_address(connection.local.address)
+    ]
+
+
+def _addresses_here() -> frozenset[str]:
+    with IPRoute() as route:
+        return frozenset(
+            dict(message["attrs"]).get("IFA_LOCAL") or dict(message["attrs"])["IFA_ADDRESS"]
+            for message in route.get_addr()
+            if message["family"] in (socket.AF_INET, socket.AF_INET6)
+        )

@@ -1,0 +1,127 @@
+"""The target of a handover in a network namespace of this machine."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+from mycoproxy.addresses import Endpoint
+from mycoproxy.errors import MycoError
+from mycoproxy.handover.peer import new_local_address
+from mycoproxy.handover.sides import Connection, Packet
+from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter.nft import Nft
+from mycoproxy.netfilter.shield import Shield
+from mycoproxy.sockets import HeldSocket, HeldSockets, match, take, tasks_of
+from mycoproxy.tcp import Tap, TcpState, abort, establish, inject, release
+
+
+class TargetError(MycoError):
+    """The copy has not the sockets that the source has."""
+
+
+class LocalTarget:
+    """The workload's connections where it is to be.
+
+    ``prepare`` raises the shield, long before; ``collect`` once the copy is there and stands; then
+    the handover; ``close`` in the end.
+    """
+
+    def __init__(self, worker: NamespaceWorker, move: str) -> None:
+        self._worker = worker
+        self._move = move
+        self._opened = False
+        self._nft: Nft
+        self._shield: Shield
+        self._collecting: Future[HeldSockets] | None = None
+        self._established: list[tuple[HeldSocket, TcpState]] = []
+        self._tap: Tap | None = None
+
+    async def prepare(self) -> None:
+        """Raise the shield."""
+        await self._worker.run(self._prepare)
+
+    def _prepare(self) -> None:
+        self._nft = Nft()
+        self._opened = True
+        self._shield = Shield(self._nft, self._move)
+        self._shield.raise_()
+
+    def collect(self, init_pid: int) -> None:
+        """Begin to take the sockets of the copy whose init is ``init_pid``; does not wait."""
+        self._collecting = self._worker.submit(lambda: take(tasks_of(init_pid)))
+
+    async def establish(
+        self, connections: Sequence[Connection], addresses: Mapping[str, str]
+    ) -> None:
+        """See ``Target``. Raises ``TargetError`` if the copy lacks a socket of the source."""
+        await self._worker.run(self._establish, connections, addresses)
+
+    def _establish(self, connections: Sequence[Connection], addresses: Mapping[str, str]) -> None:
+        if self._collecting is None:
+            raise TargetError("the copy's sockets were not collected")
+        matching = match(connections, self._collecting.result().closed)
+        if matching.missing:
+            names = ", ".join(str(name) for name in matching.missing[:3])
+            raise TargetError(
+                f"the copy has no closed socket for {len(matching.unmatched_source)} "
+                f"connections ({names}): CRIU did not restore them with tcp-close"
+            )
+        moved = [
+            (held, connection.state.moved_to(local=_new_local(connection, addresses)))
+            for connection, held in matching.pairs
+        ]
+        # What the re-homed peers send from now on is dropped by the shield, and delivered later.
+        self._tap = Tap([state.connection for _, state in moved])
+        for held, state in moved:
+            establish(held.sock, state)
+            self._established.append((held, state))
+
+    async def go_live(self, lost: Sequence[Packet], addresses: Mapping[str, str]) -> int:
+        """See ``Target``. Every connection is let live, also if one fails."""
+        return await self._worker.run(self._go_live, lost, addresses)
+
+    def _go_live(self, lost: Sequence[Packet], addresses: Mapping[str, str]) -> int:
+        self._shield.lift()
+        failures: list[MycoError] = []
+        for held, state in self._established:
+            try:
+                release(held.sock, state)
+            except MycoError as error:
+                failures.append(error)
+        states = [state for _, state in self._established]
+        here = self._tap.lost(states) if self._tap is not None else ()
+        inject(lost, addresses)
+        inject(here, {})
+        if failures:
+            raise TargetError("; ".join(str(failure) for failure in failures))
+        return len(lost) + len(here)
+
+    async def discard(self) -> None:
+        """See ``Target``."""
+        await self._worker.run(self._discard)
+
+    def _discard(self) -> None:
+        while self._established:
+            held, _ = self._established.pop()
+            abort(held.sock)
+
+    async def close(self) -> None:
+        """Close the duplicates, and lift the shield."""
+        if self._opened:
+            await self._worker.run(self._close)
+
+    def _close(self) -> None:
+        self._opened = False
+        if self._collecting is not None and self._collecting.exception() is None:
+            self._collecting.result().close()
+        if self._tap is not None:
+            self._tap.close()
+        self._shield.lift()
+        self._nft.close()
+
+
+def _new_local(connection: Connection, addresses: Mapping[str, str]) -> Endpoint:
+    """The workload's end after the move, in the text form that the socket's family wants."""
+    old = connection.state.local
+    new = new_local_address(connection.four_tuple, addresses)
+    mapped = ":" in old.address and ":" not in new
+    return Endpoint(f"::ffff:{new}" if mapped else new, old.port)
