@@ -95,14 +95,14 @@ def assert_talks(client: socket.socket, server: socket.socket, count: int = 100_
     for sender, receiver in ((client, server), (server, client)):
         sender.settimeout(DEADLINE_SECONDS)
         sent = bytes(i * 7 & 0xFF for i in range(1000)) * (count // 1000)
-        got = b""
+        got = bytearray()
         view = memoryview(sent)
         while len(got) < len(sent):
             wanted = [sender] if view else []
             ready, writable, _ = select.select([receiver], wanted, [], DEADLINE_SECONDS)
             assert ready or writable, f"stuck at {len(got)} of {len(sent)} bytes"
             if writable:
-                view = view[sender.send(view[:8192]) :]
+                view = view[sender.send(view[:65536]) :]
             if ready:
                 part = receiver.recv(65536)
                 assert part, "the connection was closed"

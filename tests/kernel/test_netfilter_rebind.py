@@ -1,4 +1,4 @@
-"""A connection through a Service goes on at the new address once its conntrack entry is replaced."""
+"""A connection through a Service goes on at the new address: its conntrack entry is replaced."""
 
 import errno
 import threading
