@@ -37,7 +37,7 @@ class MoveReport:
         ends = [self.marks["begin"], *(self.marks[phase] for phase in PHASES)]
         return {
             phase: (end - begin) * 1e3
-            for phase, begin, end in zip(PHASES, ends, ends[1:], strict=True)
+            for phase, begin, end in zip(PHASES, ends[:-1], ends[1:], strict=True)
         }
 
     def as_dict(self) -> dict[str, object]:

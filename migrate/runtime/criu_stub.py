@@ -1,3 +1,4 @@
+#!/usr/bin/env -S python3 -ISE
 """What runc finds on PATH as ``criu``: lets the mover into the talk, then becomes the real CRIU.
 
 runc starts ``criu swrk 3`` and speaks RPC with it over descriptor 3. This program gives that
@@ -11,7 +12,7 @@ CRIU is put into the network namespace of the workload (``MYCOPROXY_GATE_NETNS``
 to be its own namespace it neither dumps nor restores; a network namespace that runc declares
 external it would still look through (a conntrack dump walks the whole hash table: 10 ms).
 
-Runs as ``python -ISE`` on its own: no import of this project, 10-20 ms, before the freeze.
+An executable of its own, without an import of this project: 10-20 ms, before the freeze.
 """
 
 import array

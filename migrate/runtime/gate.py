@@ -33,6 +33,7 @@ from mycoproxy.errors import MycoError
 # runc's own reading buffer; a request with hundreds of mounts is some 50 KB.
 _PACKET = 1 << 20
 _MAX_FDS = 16
+_STUB = Path(__file__).with_name("criu_stub.py")
 
 #: Called with a notification's name and pid; False refuses, which aborts a restore up to
 #: ``post-restore``.
@@ -72,10 +73,11 @@ class Gate:
         directory.mkdir(parents=True)
         bin_directory = directory / "bin"
         bin_directory.mkdir()
-        stub = bin_directory / "criu"
-        source = Path(__file__).with_name("criu_stub.py").read_text()
-        stub.write_text(f"#!{sys.executable} -ISE\n{source}")
-        stub.chmod(0o700)
+        if not os.access(_STUB, os.X_OK):
+            raise GateError(f"{_STUB} is not executable; chmod +x it, or install the package again")
+        # A link, because a tmpfs is often mounted noexec.
+        (bin_directory / "criu").symlink_to(_STUB)
+        python = Path(sys.executable).parent
         address = directory / "gate"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
@@ -83,7 +85,7 @@ class Gate:
         self._listener.listen(4)
         self.environment = {
             **os.environ,
-            "PATH": f"{bin_directory}:{os.environ.get('PATH', os.defpath)}",
+            "PATH": f"{bin_directory}:{python}:{os.environ.get('PATH', os.defpath)}",
             "MYCOPROXY_GATE": str(address),
             "MYCOPROXY_GATE_NETNS": str(netns),
             "MYCOPROXY_CRIU": str(criu.path),
