@@ -1,0 +1,87 @@
+"""Move a pod of a lab to another node: sandbox, plan, move, Service."""
+
+import secrets
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+from migrate.machine.mover import Mover
+from migrate.machine.plan import MovePlan, PeerNode, Side
+from migrate.machine.report import MoveReport
+from mycoproxy.errors import UsageError
+from netlab.lab import Lab
+from netlab.pods import Pod
+
+
+def plan_move(lab: Lab, source: Pod, target: Pod, *, logs: Path | None = None) -> MovePlan:
+    """The plan that moves a pod from one sandbox of a lab into another one.
+
+    Every node of the lab is a peer: any of them may host clients, or NAT them.
+    """
+    return MovePlan(
+        move_id=f"{lab.name}-{source.name}-{secrets.token_hex(3)}",
+        source=_side(lab, source),
+        target=_side(lab, target),
+        transfer_address=ip_address(_node_address(lab, target.node)),
+        addresses={
+            ip_address(old): ip_address(new)
+            for old, new in zip(source.addresses, target.addresses, strict=True)
+        },
+        peers=tuple(PeerNode(name=node.name, netns=node.netns) for node in lab.nodes),
+        logs=logs or lab.logs,
+    )
+
+
+async def move_pod(
+    lab: Lab,
+    name: str,
+    node: str,
+    *,
+    logs: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> MoveReport:
+    """Move pod ``name`` to ``node``, as a person who drains a node would have it.
+
+    Afterwards the Services lead new connections to it, and its old sandbox is gone. If it fails
+    the new sandbox is gone instead. Raises what ``Mover.run`` raises, and ``UsageError``.
+    """
+    source = lab.pod(name)
+    if source.node == node:
+        raise UsageError(f"pod {name} is on {node} already")
+    target = lab.make_sandbox(name, node)
+    try:
+        report = await Mover(plan_move(lab, source, target, logs=logs), progress=progress).run()
+    except BaseException:
+        lab.remove_pod(target)
+        raise
+    lab.record_pod(target)
+    for service in lab.topology.services:
+        if service.pod == name:
+            lab.service(service.name).point_to(target.addresses)
+    lab.remove_pod(source)
+    return report
+
+
+def _side(lab: Lab, pod: Pod) -> Side:
+    return Side(
+        node=pod.node,
+        node_netns=lab.node(pod.node).netns,
+        pod_netns=pod.netns,
+        runc_root=pod.runc_root,
+        container_id=pod.container_id,
+        bundle=pod.bundle,
+        images=lab.images,
+    )
+
+
+def _node_address(lab: Lab, node: str) -> str:
+    addresses = [
+        str(interface.ip)
+        for link in lab.topology.links
+        for end in link.ends
+        if end.node == node
+        for interface in end.addresses
+    ]
+    if not addresses:
+        raise UsageError(f"node {node} has no link that a checkpoint could come by")
+    return addresses[0]
