@@ -109,24 +109,33 @@ class Lab:
         that name is up or has left something. If anything fails, nothing is left behind.
         """
         layout = Layout(name or topology.name)
-        recorded = bringup.claim(layout, topology)
-        lab = cls(layout, recorded)
+        bringup.claim(layout, topology)
         try:
-            bringup.build(
-                layout,
-                topology,
-                lambda node: lab.node(node).worker,
-                images_mb=images_mb,
-            )
-            targets = {
-                service.name: tuple(map(str, topology.pod(service.pod).addresses))
-                for service in topology.services
-            }
-            lab.record(targets=targets, complete=True)
+            recorded = State(lab=layout.lab, topology=topology)
+            state.save(layout.state, recorded)
+            lab = cls(layout, recorded)
+            try:
+                lab._build(images_mb)
+            except BaseException:
+                lab.close()
+                raise
         except BaseException:
-            lab.down()
+            inventory.remove(layout.lab)
             raise
         return lab
+
+    def _build(self, images_mb: int) -> None:
+        bringup.build(
+            self.layout,
+            self.topology,
+            lambda node: self.node(node).worker,
+            images_mb=images_mb,
+        )
+        targets = {
+            service.name: tuple(map(str, self.topology.pod(service.pod).addresses))
+            for service in self.topology.services
+        }
+        self.record(targets=targets, complete=True)
 
     @classmethod
     def attach(cls, name: str) -> Self:

@@ -254,6 +254,9 @@ def _flatten(error: pydantic.ValidationError) -> list[tuple[tuple[str | int, ...
             flat += cause.problems
         elif item["type"] == "extra_forbidden":
             flat.append((item["loc"], "no such field"))
+        elif item["type"] == "string_pattern_mismatch":
+            pattern = item["ctx"]["pattern"]
+            flat.append((item["loc"], f"{item['input']!r} does not match {pattern}"))
         else:
             message = item["msg"].removeprefix("Value error, ")
             flat.append((item["loc"], message[:1].lower() + message[1:]))

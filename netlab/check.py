@@ -1,0 +1,99 @@
+"""Is a lab what its topology says? Tried out from every node, not read off the configuration."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mycoproxy.errors import RefusedError
+from netlab import icmp, links, listening
+from netlab.lab import Lab, LabNode
+from netlab.topology_rules import POD_BRIDGE
+
+_TIMEOUT = 1.0  # seconds for an answer; a lab's round trip is some 50 microseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that was tried. ``found`` is what came of it, for people."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+def check(lab: Lab) -> Iterator[Item]:
+    """Try everything, one ``Item`` each, as it is tried."""
+    for node in lab.nodes:
+        try:
+            yield from _devices(lab, node)
+            yield from _neighbours(lab, node)
+        except RefusedError as error:
+            yield Item(f"{node.name}: namespace", ok=False, found=str(error))
+    yield from _pods(lab)
+    yield from _services(lab)
+
+
+def _devices(lab: Lab, node: LabNode) -> Iterator[Item]:
+    states = node.worker.call(links.states)
+    for link in lab.topology.links:
+        for end in link.ends:
+            if end.node == node.name:
+                up = states.get(end.device, False)
+                yield Item(f"{node.name}: {end.device}", ok=up, found="up" if up else "down")
+    if node.spec.pod_bridge:
+        there = POD_BRIDGE in states
+        found = "there" if there else "missing"
+        yield Item(f"{node.name}: {POD_BRIDGE}", ok=there, found=found)
+
+
+def _neighbours(lab: Lab, node: LabNode) -> Iterator[Item]:
+    """The other end of each link, and each next hop."""
+    wanted: dict[str, str] = {}
+    for link in lab.topology.links:
+        for end, other in (link.ends, link.ends[::-1]):
+            if end.node == node.name:
+                wanted.update({str(each.ip): other.node for each in other.addresses})
+    for hop in (*node.spec.gateways, *(route.via for route in node.spec.routes)):
+        wanted.setdefault(str(hop), "next hop")
+    for address, whose in wanted.items():
+        reason = node.worker.call(icmp.ping, address, timeout=_TIMEOUT)
+        yield _tried(f"{node.name}: ping {address} ({whose})", reason)
+
+
+def _pods(lab: Lab) -> Iterator[Item]:
+    for pod in lab.sandboxes():
+        running = pod.running
+        found = f"runs on {pod.node}" if running else f"only a sandbox on {pod.node}"
+        at_home = lab.state.home.get(pod.name) == pod.node
+        yield Item(f"pod {pod.name}", ok=running or not at_home, found=found)
+        if not running:
+            continue
+        for node in lab.nodes:
+            for address in pod.addresses:
+                yield _connected(node, f"pod {pod.name}", address, pod.port)
+
+
+def _services(lab: Lab) -> Iterator[Item]:
+    """From the hosts that have a way out of their own subnet.
+
+    Not from pod hosts: a pod there answers its own node directly, past the node with the DNAT.
+    """
+    for spec in lab.topology.services:
+        if spec.pod not in lab.state.home:
+            continue
+        for node in lab.nodes:
+            if node.spec.gateways and not node.spec.pod_bridge:
+                for address in spec.addresses:
+                    yield _connected(node, f"service {spec.name}", str(address), spec.port)
+
+
+def _connected(node: LabNode, what: str, address: str, port: int) -> Item:
+    name = f"{node.name}: {what}, {address} port {port}"
+    try:
+        reason = node.worker.call(listening.refusal, address, port, timeout=_TIMEOUT)
+    except RefusedError as error:
+        reason = str(error)
+    return _tried(name, reason)
+
+
+def _tried(name: str, reason: str | None) -> Item:
+    return Item(name, ok=reason is None, found="answers" if reason is None else reason)

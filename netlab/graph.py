@@ -1,0 +1,83 @@
+"""A topology as text that a person reads, or as a graph for Graphviz' ``dot``."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from netlab.topology import Node, Topology
+from netlab.topology_rules import POD_BRIDGE
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A pod as it is drawn: on which node, with which addresses."""
+
+    pod: str
+    node: str
+    addresses: tuple[str, ...]
+
+
+def planned(topology: Topology) -> list[Place]:
+    """The pods where the topology has them."""
+    return [Place(pod.name, pod.node, tuple(map(str, pod.addresses))) for pod in topology.pods]
+
+
+def text(topology: Topology, places: Sequence[Place]) -> str:
+    """One paragraph for each node, then the Services."""
+    paragraphs = ["\n".join(_node(topology, node, places)) for node in topology.nodes]
+    for service in topology.services:
+        paragraphs.append(
+            f"service {service.name}  {_joined(service.addresses)}  port {service.port}"
+            f"  -> pod {service.pod}  (DNAT on {', '.join(service.nodes)})"
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _node(topology: Topology, node: Node, places: Sequence[Place]) -> list[str]:
+    lines = [f"{node.name}  (forwards)" if node.forwards else node.name]
+    for link in topology.links:
+        for end, other in (link.ends, link.ends[::-1]):
+            if end.node == node.name:
+                lines.append(
+                    f"  {end.device}  {_joined(end.addresses)}  -- {other.node}:{other.device}"
+                )
+    lines += [f"  to default via {gateway}" for gateway in node.gateways]
+    lines += [f"  to {route.to} via {route.via}" for route in node.routes]
+    if node.pod_bridge:
+        lines.append(f"  {POD_BRIDGE}  {_joined(node.pod_bridge)}")
+    lines += [
+        f"    pod {place.pod}  {_joined(place.addresses)}"
+        for place in places
+        if place.node == node.name
+    ]
+    return lines
+
+
+def dot(topology: Topology, places: Sequence[Place]) -> str:
+    """The same in Graphviz' language."""
+    lines = [f"graph {_quoted(topology.name)} {{", "  node [shape=box];"]
+    for node in topology.nodes:
+        style = "" if node.forwards else " [shape=ellipse]"
+        lines.append(f"  {_quoted(node.name)}{style};")
+    for link in topology.links:
+        near, far = link.ends
+        lines.append(
+            f"  {_quoted(near.node)} -- {_quoted(far.node)} "
+            f"[taillabel={_quoted(near.device)}, headlabel={_quoted(far.device)}];"
+        )
+    for number, place in enumerate(places):
+        label = _quoted("\\n".join((f"pod {place.pod}", *place.addresses)))
+        lines.append(f"  pod{number} [shape=component, label={label}];")
+        lines.append(f"  {_quoted(place.node)} -- pod{number} [style=dotted];")
+    for number, service in enumerate(topology.services):
+        label = _quoted("\\n".join((f"service {service.name}", *map(str, service.addresses))))
+        lines.append(f"  service{number} [shape=cds, label={label}];")
+        lines += [f"  {_quoted(name)} -- service{number} [style=dashed];" for name in service.nodes]
+    return "\n".join([*lines, "}"])
+
+
+def _quoted(word: str) -> str:
+    return '"' + word.replace('"', '\\"') + '"'
+
+
+def _joined(items: Iterable[object]) -> str:
+    return " ".join(map(str, items))

@@ -1,0 +1,190 @@
+"""Topology files: what is accepted, and how mistakes are told."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from mycoproxy.errors import UsageError
+from netlab import topology
+from netlab.topology import Topology, load, parse
+
+DEMO = (Path(topology.__file__).parent / "topologies" / "demo.yaml").read_text()
+
+
+def replaced(old: str, new: str) -> str:
+    assert old in DEMO
+    return DEMO.replace(old, new)
+
+
+def test_shipped_demo_is_valid_and_found_by_its_bare_name() -> None:
+    demo = load(Path("demo"))
+    assert demo.name == "demo"
+    assert {node.name for node in demo.nodes} == {"alpha", "beta", "router", "client", "neighbour"}
+    assert demo.node("router").forwards
+    assert not demo.node("client").forwards
+
+
+def test_demo_pod_hosts_have_different_pod_subnets_for_both_ip_versions() -> None:
+    demo = load(Path("demo"))
+    alpha, beta = demo.node("alpha"), demo.node("beta")
+    assert [bridge.version for bridge in alpha.pod_bridge] == [4, 6]
+    assert not {b.network for b in alpha.pod_bridge} & {b.network for b in beta.pod_bridge}
+
+
+def test_topology_survives_json() -> None:
+    demo = parse(DEMO, origin="demo")
+    assert Topology.model_validate_json(demo.model_dump_json()) == demo
+
+
+def test_topology_cannot_be_changed() -> None:
+    demo = parse(DEMO, origin="demo")
+    with pytest.raises(pydantic.ValidationError):
+        demo.nodes[0].name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        pytest.param(
+            replaced("192.0.2.18/28", "192.0.2.2/28"),
+            r"^x\.yaml:\d+: links\[1\]\.ends\[1\]\.addresses\[0\]: "
+            r"address taken: 192\.0\.2\.2 belongs to alpha:eth0$",
+            id="address twice",
+        ),
+        pytest.param(
+            replaced("    port: 6379\n\nservices", "    prt: 6379\n\nservices"),
+            r"^x\.yaml:\d+: pods\[0\]\.prt: no such field$",
+            id="unknown field",
+        ),
+        pytest.param(
+            replaced("port: 6379\n    pod", "port: 70000\n    pod"),
+            r"services\[0\]\.port: .*less than or equal to 65535",
+            id="port out of range",
+        ),
+        pytest.param(
+            replaced("10.244.1.2,", "10.244.9.2,"),
+            r"pods\[0\]\.addresses\[0\]: a host address of 10\.244\.1\.0/24 .* is wanted",
+            id="pod outside its subnet",
+        ),
+        pytest.param(
+            replaced("10.244.1.2,", "10.244.1.1,"),
+            r"address taken: 10\.244\.1\.1 belongs to the pod bridge of alpha",
+            id="pod with its gateway's address",
+        ),
+        pytest.param(
+            replaced("node: alpha\n    image", "node: client\n    image"),
+            r"pods\[0\]\.node: client has no pod_bridge",
+            id="pod on a node without a bridge",
+        ),
+        pytest.param(
+            replaced("gateways: [192.0.2.17,", "gateways: [192.0.2.99,"),
+            r"nodes\[1\]\.gateways\[0\]: 192\.0\.2\.99 is on no subnet of beta",
+            id="gateway out of reach",
+        ),
+        pytest.param(
+            replaced("gateways: [192.0.2.17, 2001", "gateways: [192.0.2.17, 192.0.2.19, 2001"),
+            r"nodes\[1\]\.gateways: at most one IPv4 address is wanted, found 2",
+            id="two default gateways",
+        ),
+        pytest.param(
+            replaced("via: 192.0.2.18}", "via: 2001:db8:0:2::2}"),
+            r"nodes\[2\]\.routes\[2\]: 2001:db8:0:2::2 cannot be the next hop to 10\.244\.2\.0/24",
+            id="next hop of the other IP version",
+        ),
+        pytest.param(
+            replaced("pod: redis", "pod: postgres"),
+            r"services\[0\]\.pod: no such pod: postgres",
+            id="service without a pod",
+        ),
+        pytest.param(
+            replaced("nodes: [router]", "nodes: [ruter]"),
+            r"services\[0\]\.nodes\[0\]: no such node: ruter",
+            id="service on no node",
+        ),
+        pytest.param(
+            replaced("[10.244.1.2, 2001:db8:244:1::2]", "[10.244.1.2]"),
+            r"services\[0\]\.addresses\[1\]: pod redis has no IPv6 address",
+            id="service of a version that the pod lacks",
+        ),
+        pytest.param(
+            replaced("device: eth0, addresses: [192.0.2.18", "device: lo, addresses: [192.0.2.18"),
+            r"links\[1\]\.ends\[1\]\.device: lo is netlab's own device name",
+            id="reserved device",
+        ),
+        pytest.param(
+            replaced("{node: router, device: beta", "{node: router, device: alpha"),
+            r"links\[1\]\.ends\[0\]\.device: device taken: router has alpha",
+            id="device twice",
+        ),
+        pytest.param(
+            replaced("device: neighbour", "device: neighbour-is-too-long"),
+            r"links\[3\]\.ends\[0\]\.device: 'neighbour-is-too-long' does not match",
+            id="device name too long",
+        ),
+        pytest.param(
+            replaced("pod_bridge: [10.244.2.1/24", "pod_bridge: [10.244.1.77/24"),
+            r"nodes\[1\]\.pod_bridge\[0\]: subnet 10\.244\.1\.0/24 overlaps with 10\.244\.1\.0/24",
+            id="subnet twice",
+        ),
+        pytest.param(
+            replaced("- name: neighbour", "- name: client"),
+            r"nodes\[4\]\.name: name taken: client",
+            id="name twice",
+        ),
+        pytest.param(
+            replaced("192.0.2.2/28", "192.0.2.2"),
+            r"links\[0\]\.ends\[1\]\.addresses\[0\]: an address with its prefix length",
+            id="no prefix length",
+        ),
+        pytest.param(
+            replaced("name: demo", "name: my-demo"),
+            r"x\.yaml:11: name: 'my-demo' does not match",
+            id="hyphen in lab name",
+        ),
+        pytest.param("nodes: [", r"^x\.yaml: not YAML: ", id="not YAML"),
+        pytest.param("- a\n- b\n", r"a mapping with 'name' and 'nodes' is wanted", id="a list"),
+        pytest.param("", r"a mapping .* is wanted, found NoneType", id="empty"),
+    ],
+)
+def test_mistake_is_told_with_file_field_and_what_is_wanted(text: str, wanted: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text, origin="x.yaml")
+    assert re.search(wanted, str(caught.value), re.MULTILINE)
+
+
+def test_error_names_the_line_of_the_field() -> None:
+    text = replaced("192.0.2.18/28", "192.0.2.2/28")
+    line = next(i for i, each in enumerate(text.splitlines(), 1) if "node: beta, device" in each)
+    with pytest.raises(UsageError, match=rf"x\.yaml:{line}: links\[1\]\.ends\[1\]"):
+        parse(text, origin="x.yaml")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = replaced("pod: redis", "pod: a").replace("nodes: [router]", "nodes: [b]")
+    with pytest.raises(UsageError) as caught:
+        parse(text, origin="x.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_missing_file_names_the_topologies_that_come_with_netlab() -> None:
+    with pytest.raises(UsageError, match="one of: demo"):
+        load(Path("nonesuch"))
+
+
+@pytest.mark.parametrize("lookup", [Topology.node, Topology.pod, Topology.service])
+def test_unknown_name_lists_the_known_ones(lookup: Callable[[Topology, str], object]) -> None:
+    with pytest.raises(UsageError, match="there are: "):
+        lookup(load(Path("demo")), "nonesuch")
+
+
+def test_schema_describes_every_field_as_text_or_number() -> None:
+    described = json.loads(topology.schema())
+    assert described["properties"]["nodes"]["minItems"] == 1
+    assert set(described["$defs"]) == {"Link", "LinkEnd", "Node", "PodSpec", "Route", "Service"}
+    bridge = described["$defs"]["Node"]["properties"]["pod_bridge"]["items"]
+    assert bridge["type"] == "string"
+    assert described["$defs"]["Node"]["additionalProperties"] is False
