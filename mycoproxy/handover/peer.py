@@ -16,6 +16,7 @@ from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.paths import Path, choose_path
 from mycoproxy.netfilter.rebind import Rebound
 from mycoproxy.netfilter.translate import Move, Translate
+from mycoproxy.sockets import addresses_in_use
 
 
 class LocalPeer:
@@ -48,6 +49,7 @@ class LocalPeer:
         self._hold = Hold(self._nft, f"{self._move}-peer")
         self._hold.install()
         self._translate = Translate(self._nft)
+        self._translate.install()
         self._own_addresses = _addresses_here()
 
     async def rehome(
@@ -60,6 +62,7 @@ class LocalPeer:
         self, connections: Sequence[FourTuple], addresses: Mapping[str, str]
     ) -> Sequence[Rehomed]:
         entries = self._conntrack.find(connections)
+        clients_here = self._clients_here(connections)
         chosen: dict[FourTuple, Path] = {}
         new_local: dict[Endpoint, Endpoint] = {}
         for connection in connections:
@@ -69,7 +72,7 @@ class LocalPeer:
                 connection,
                 new_address=new_address,
                 entry=entries.get(connection),
-                local_addresses=self._own_addresses,
+                local_addresses=self._own_addresses if connection in clients_here else (),
             )
             if path is not Path.NOTHING:
                 chosen[connection] = path
@@ -97,6 +100,28 @@ class LocalPeer:
                 new_local,
             )
         return [Rehomed(self.name, connection, path) for connection, path in chosen.items()]
+
+    def _clients_here(self, connections: Sequence[FourTuple]) -> frozenset[FourTuple]:
+        """Those whose client is here *and* dialled the workload itself.
+
+        A client that dialled a Service has its address here too, but another node's NAT in between:
+        its socket knows another address than the workload's.
+        """
+        if not any(wire_address(one.remote.address) in self._own_addresses for one in connections):
+            return frozenset()
+        dialled = {
+            FourTuple(_wire(used.remote), _wire(used.local))
+            for used in addresses_in_use()
+            if used.remote is not None
+        }
+        translated = {
+            FourTuple(Endpoint(now, name.local.port), name.remote)
+            for name, now in self._translate.list().items()
+        }
+        here = dialled | translated
+        return frozenset(
+            one for one in connections if FourTuple(_wire(one.local), _wire(one.remote)) in here
+        )
 
     async def undo(self) -> None:
         """See ``Peer``."""
@@ -144,6 +169,10 @@ def unreached(
         if not led[connection]
         and new_local_address(connection, addresses) != wire_address(connection.local.address)
     ]
+
+
+def _wire(endpoint: Endpoint) -> Endpoint:
+    return Endpoint(wire_address(endpoint.address), endpoint.port)
 
 
 def _addresses_here() -> frozenset[str]:
