@@ -10,6 +10,7 @@ from typing import Final
 
 # include/uapi/linux/tcp.h
 TCP_MAXSEG: Final = 2
+TCP_WINDOW_CLAMP: Final = 10
 TCP_INFO: Final = 11
 TCP_REPAIR: Final = 19
 TCP_REPAIR_QUEUE: Final = 20

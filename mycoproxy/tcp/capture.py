@@ -28,7 +28,6 @@ from mycoproxy.tcp.state import (
 
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _LONGEST_SEGMENT = 1 << 20
 
 
@@ -128,6 +127,7 @@ def _read(sock: socket.socket, *, reuse_address: bool) -> TcpState:
             send=sock.getsockopt(_SOCKET, socket.SO_SNDBUF),
             receive=sock.getsockopt(_SOCKET, socket.SO_RCVBUF),
             lock=repair.buffer_lock(sock),
+            window_clamp=sock.getsockopt(_TCP, abi.TCP_WINDOW_CLAMP),
         ),
         reuse_address=reuse_address,
     )
@@ -155,7 +155,7 @@ def _receive_queue(sock: socket.socket) -> ReceiveQueue:
     repair.select_queue(sock, abi.TCP_RECV_QUEUE)
     following = repair.queue_sequence(sock)
     length = repair.queued_bytes(sock, abi.SIOCINQ)
-    data = sock.recv(length + 1, _PEEK) if length else b""
+    data = repair.peek_queue(sock, length + 1) if length else b""
     if len(data) != length:
         raise TcpError(
             f"{_name(sock)}: {length} bytes are in the receive queue, {len(data)} could be read "
@@ -173,13 +173,13 @@ def _send_queue(sock: socket.socket) -> SendQueue:
         return SendQueue(una, b"", b"")
     unsent = repair.queued_bytes(sock, abi.SIOCOUTQNSD)
     try:
-        data = sock.recv(length, _PEEK)
+        data = repair.peek_queue(sock, length)
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
         # The first segment is acknowledged in part. The kernel keeps it whole, and copies whole
         # segments or fails (tcp_peek_sndq, net/ipv4/tcp.c).
-        data = sock.recv(length + _LONGEST_SEGMENT, _PEEK)
+        data = repair.peek_queue(sock, length + _LONGEST_SEGMENT)
     data = data[-length:]
     if len(data) != length:
         raise TcpError(

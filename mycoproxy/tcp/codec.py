@@ -142,7 +142,7 @@ def _state(fields: list[Any]) -> TcpState:
             timestamps=_timestamps(timestamps),
             ecn=_flag("ecn", ecn),
         ),
-        buffers=Buffers(*_numbers("buffers", buffers, 3, _LARGEST_BUFFER)),
+        buffers=Buffers(*_numbers("buffers", buffers, 4, _LARGEST_BUFFER)),
         reuse_address=_flag("reuse_address", reuse_address),
     )
 

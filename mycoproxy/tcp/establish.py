@@ -8,7 +8,8 @@ Order, and why (compare CRIU's ``soccr/soccr.c``):
 3. connect, which in repair mode sends nothing;
 4. negotiated options, our timestamp clock;
 5. buffers large enough for the queues; the receive queue; what was sent and not acknowledged;
-6. the window, last: writing the queues changes it.
+6. the window, last: writing the queues changes it; its clamp after it, which thereby learns that
+   such a window was announced already (``tcp_set_window_clamp``, net/ipv4/tcp.c).
 
 Nothing was sent so far, and closing the socket is still silent. ``release`` is the point of going
 live: only there the bytes follow that were never sent, because in repair mode everything that is
@@ -22,7 +23,7 @@ from mycoproxy.addresses import Endpoint
 from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
-from mycoproxy.tcp.state import SEQUENCE_SPACE, Negotiated, TcpState
+from mycoproxy.tcp.state import SEQUENCE_SPACE, Negotiated, TcpState, WindowScale
 
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
@@ -89,6 +90,7 @@ def establish(
         _fill_queues(sock, wanted)
         step = f"set the window {wanted.window}"
         sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.pack(*wanted.window))
+        sock.setsockopt(_TCP, abi.TCP_WINDOW_CLAMP, wanted.buffers.window_clamp)
         repair.select_queue(sock, abi.TCP_NO_QUEUE)
     except OSError as error:
         abort(sock)
@@ -138,9 +140,10 @@ def _set_negotiated(sock: socket.socket, negotiated: Negotiated) -> None:
     options = abi.REPAIR_OPT.pack(abi.TCPOPT_MSS, negotiated.mss_clamp)
     if negotiated.sack:
         options += abi.REPAIR_OPT.pack(abi.TCPOPT_SACK_PERM, 0)
-    if negotiated.window_scale is not None:
-        scale = negotiated.window_scale
-        options += abi.REPAIR_OPT.pack(abi.TCPOPT_WINDOW, scale.send | scale.receive << 16)
+    # Also without scaling: connect has chosen a shift by this namespace's sysctl, and only an
+    # answer to a SYN would take it back. The peer would see windows a hundred times too small.
+    scale = negotiated.window_scale or WindowScale(0, 0)
+    options += abi.REPAIR_OPT.pack(abi.TCPOPT_WINDOW, scale.send | scale.receive << 16)
     if negotiated.timestamps is not None:
         options += abi.REPAIR_OPT.pack(abi.TCPOPT_TIMESTAMP, 0)
     sock.setsockopt(_TCP, abi.TCP_REPAIR_OPTIONS, options)
@@ -161,15 +164,11 @@ def _fill_queues(sock: socket.socket, state: TcpState) -> None:
         repair.write_queue(sock, state.receive.data)
     if state.send.sent:
         repair.select_queue(sock, abi.TCP_SEND_QUEUE)
-        _send_all(sock, state.send.sent)
+        repair.write_queue(sock, state.send.sent)
 
 
 def _room(size: int, queued: int) -> int:
     return min(size + queued * _OVERHEAD_FACTOR + _OVERHEAD_BYTES, _LARGEST_BUFFER)
-
-
-def _send_all(sock: socket.socket, data: bytes) -> None:
-    repair.write_queue(sock, data)
 
 
 def _send_unsent(sock: socket.socket, data: bytes) -> None:

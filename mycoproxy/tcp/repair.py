@@ -8,6 +8,8 @@ import ctypes
 import errno
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fcntl import ioctl
 
 from mycoproxy.tcp import abi
@@ -97,6 +99,12 @@ def set_buffer_lock(sock: socket.socket, lock: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, abi.SO_BUF_LOCK, lock)
 
 
+def peek_queue(sock: socket.socket, size: int) -> bytes:
+    """Up to ``size`` bytes of the selected queue, which stay there."""
+    with _untimed(sock) as plain:
+        return plain.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
 def write_queue(sock: socket.socket, data: bytes) -> None:
     """Append ``data`` to the selected queue (or send it, outside repair mode).
 
@@ -106,10 +114,25 @@ def write_queue(sock: socket.socket, data: bytes) -> None:
     """
     rest = memoryview(data)
     piece = len(rest)
-    while rest:
-        try:
-            rest = rest[sock.send(rest[:piece], socket.MSG_DONTWAIT) :]
-        except OSError as error:
-            if error.errno != errno.ENOMEM or piece <= _SMALLEST_PIECE:
-                raise
-            piece //= 2
+    with _untimed(sock) as plain:
+        while rest:
+            try:
+                rest = rest[plain.send(rest[:piece], socket.MSG_DONTWAIT) :]
+            except OSError as error:
+                if error.errno != errno.ENOMEM or piece <= _SMALLEST_PIECE:
+                    raise
+                piece //= 2
+
+
+@contextmanager
+def _untimed(sock: socket.socket) -> Iterator[socket.socket]:
+    """The socket without its Python timeout.
+
+    With one, Python waits for readiness before each call, and queues in repair mode are never
+    ready. Its own timeout is left alone: changing it changes the task's O_NONBLOCK.
+    """
+    if not sock.gettimeout():
+        yield sock
+        return
+    with socket.socket(sock.family, sock.type, sock.proto, os.dup(sock.fileno())) as plain:
+        yield plain

@@ -75,11 +75,16 @@ class Negotiated(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """SO_SNDBUF and SO_RCVBUF in the kernel's bytes; SO_BUF_LOCK (0: both are auto-tuned)."""
+    """SO_SNDBUF and SO_RCVBUF in the kernel's bytes; SO_BUF_LOCK (0: both are auto-tuned).
+
+    ``window_clamp`` (TCP_WINDOW_CLAMP, bytes) is the largest window that will be announced. A new
+    socket derives it from what it would negotiate itself, so it has to move along.
+    """
 
     send: int
     receive: int
     lock: int
+    window_clamp: int
 
 
 @dataclass(frozen=True, slots=True)
