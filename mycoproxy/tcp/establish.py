@@ -123,8 +123,21 @@ def release(sock: socket.socket, state: TcpState) -> None:
             _send_unsent(sock, state.send.unsent)
         repair.force_buffer_sizes(sock, send=state.buffers.send, receive=state.buffers.receive)
         repair.set_buffer_lock(sock, state.buffers.lock)
+        if state.receive.data:
+            _wake_readers(sock)
     except OSError as error:
         raise TcpError(f"cannot release {state.connection}: {error}") from error
+
+
+def _wake_readers(sock: socket.socket) -> None:
+    """Tell whoever waits that there is something to read.
+
+    Filling the receive queue in repair mode wakes nobody, and an edge-triggered epoll would wait
+    for the *next* byte. Setting SO_RCVLOWAT, to any value, does it (``tcp_set_rcvlowat``,
+    net/ipv4/tcp.c).
+    """
+    low_water = sock.getsockopt(_SOCKET, socket.SO_RCVLOWAT)
+    sock.setsockopt(_SOCKET, socket.SO_RCVLOWAT, low_water)
 
 
 def _bind(sock: socket.socket, local: Endpoint) -> None:
