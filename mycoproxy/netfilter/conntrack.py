@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter import abi
+from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.entry import (
     ConntrackEntry,
     Direction,
@@ -110,7 +111,7 @@ class Conntrack:
         family = abi.NFPROTO_IPV4 if version == 4 else abi.NFPROTO_IPV6
         attributes = encode_zone(zone)
         if workload is not None:
-            workload = Endpoint(wire_address(workload.address), workload.port)
+            workload = on_the_wire(workload)
             attributes += _filter(workload)
         payloads = self._netlink.dump(
             Request(abi.NFNL_SUBSYS_CTNETLINK, abi.IPCTNL_MSG_CT_GET, family, attributes)

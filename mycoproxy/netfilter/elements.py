@@ -9,16 +9,20 @@ A concatenated key is its fields one after the other, each filled up to four byt
 """
 
 import ipaddress
+import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from mycoproxy.addresses import Endpoint
+from mycoproxy.addresses import Endpoint, wire_address
 from mycoproxy.netfilter import abi
 from mycoproxy.netfilter.nfnetlink import Request, attribute, nested, parse, walk
 
 # A list of elements is one attribute, and an attribute's length has 16 bits.
 _ELEMENTS_A_MESSAGE = 400
+
+_PORT_FIELD = struct.Struct(">Hxx")
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,32 @@ class SetChange:
     delete: bool = False
 
 
+# Addresses repeat in a handover, and the standard library's classes cost 10 us each.
+@lru_cache(maxsize=1 << 14)
 def packed(address: str) -> bytes:
-    """The address in network order: 4 or 16 bytes."""
-    return ipaddress.ip_address(address).packed
+    """The address in network order: 4 or 16 bytes. Raises ``OSError``."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+
+
+@lru_cache(maxsize=1 << 14)
+def read_address(value: bytes) -> str:
+    """An address in its canonical text form from its 4 or 16 bytes."""
+    return str(ipaddress.ip_address(value))
+
+
+@lru_cache(maxsize=1 << 14)
+def _wire_address(address: str) -> str:
+    return wire_address(address)
+
+
+def on_the_wire(endpoint: Endpoint) -> Endpoint:
+    """The endpoint as packets have it: IPv4-mapped addresses are IPv4."""
+    return Endpoint(_wire_address(endpoint.address), endpoint.port)
 
 
 def endpoint_key(endpoint: Endpoint) -> bytes:
     """``ip addr . tcp port``."""
-    return packed(endpoint.address) + struct.pack(">Hxx", endpoint.port)
+    return packed(endpoint.address) + _PORT_FIELD.pack(endpoint.port)
 
 
 def pair_key(source: Endpoint, destination: Endpoint) -> bytes:
@@ -60,13 +82,8 @@ def read_pair(key: bytes) -> tuple[Endpoint, Endpoint]:
     return _read_endpoint(key[:half]), _read_endpoint(key[half:])
 
 
-def read_address(value: bytes) -> str:
-    """An address from its 4 or 16 bytes."""
-    return str(ipaddress.ip_address(value))
-
-
 def _read_endpoint(key: bytes) -> Endpoint:
-    return Endpoint(read_address(key[:-4]), struct.unpack_from(">H", key, len(key) - 4)[0])
+    return Endpoint(read_address(key[:-4]), int.from_bytes(key[-4:-2], "big"))
 
 
 def change_requests(table: str, changes: Iterable[SetChange]) -> list[Request]:

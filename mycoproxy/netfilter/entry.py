@@ -5,15 +5,47 @@ An entry is two tuples: ``orig``, how the connection's first packet looked befor
 With a Service's DNAT, ``orig`` is client -> virtual IP, ``reply`` is workload -> client.
 """
 
-import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter import abi
+from mycoproxy.netfilter.elements import on_the_wire, packed, read_address
 from mycoproxy.netfilter.nfnetlink import attribute, nested, parse
+
+_PORT = struct.Struct(">Hxx")
+
+
+def _header(kind: int, size: int) -> bytes:
+    """The header of an attribute with ``size`` bytes in it."""
+    return attribute(kind, bytes(size))[:4]
+
+
+# A tuple has a fixed layout, and it is what a rebind encodes four times for each connection. So
+# everything but addresses and ports is made once.
+_PROTO_AND_SOURCE_PORT = (
+    _header(abi.CTA_TUPLE_PROTO | abi.NLA_F_NESTED, 24)
+    + attribute(abi.CTA_PROTO_NUM, bytes([socket.IPPROTO_TCP]))
+    + _header(abi.CTA_PROTO_SRC_PORT, 2)
+)
+_DESTINATION_PORT = _header(abi.CTA_PROTO_DST_PORT, 2)
+_ADDRESSES = {
+    size: (
+        _header(abi.CTA_TUPLE_IP | abi.NLA_F_NESTED, 2 * (4 + size)) + _header(source, size),
+        _header(destination, size),
+    )
+    for size, source, destination in (
+        (4, abi.CTA_IP_V4_SRC, abi.CTA_IP_V4_DST),
+        (16, abi.CTA_IP_V6_SRC, abi.CTA_IP_V6_DST),
+    )
+}
+_TUPLE_HEADERS = {
+    (kind, size): _header(kind | abi.NLA_F_NESTED, 4 + 2 * (4 + size) + 4 + 24)
+    for kind in (abi.CTA_TUPLE_ORIG, abi.CTA_TUPLE_REPLY)
+    for size in (4, 16)
+}
 
 
 class Direction(NamedTuple):
@@ -59,7 +91,7 @@ class ConntrackEntry:
     @property
     def family(self) -> int:
         """AF_INET or AF_INET6."""
-        return abi.NFPROTO_IPV6 if self.orig.source.version == 6 else abi.NFPROTO_IPV4
+        return abi.NFPROTO_IPV6 if ":" in self.orig.source.address else abi.NFPROTO_IPV4
 
     @property
     def has_nat(self) -> bool:
@@ -74,34 +106,26 @@ class ConntrackEntry:
 
 def wire_direction(source: Endpoint, destination: Endpoint) -> Direction:
     """A tuple with the addresses that packets have (IPv4-mapped is IPv4)."""
-    return Direction(
-        Endpoint(wire_address(source.address), source.port),
-        Endpoint(wire_address(destination.address), destination.port),
-    )
+    return Direction(on_the_wire(source), on_the_wire(destination))
 
 
 def encode_tuple(kind: int, direction: Direction) -> bytes:
     """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY of a TCP connection."""
-    source = ipaddress.ip_address(direction.source.address)
-    destination = ipaddress.ip_address(direction.destination.address)
-    from_kind, to_kind = (
-        (abi.CTA_IP_V4_SRC, abi.CTA_IP_V4_DST)
-        if source.version == 4
-        else (abi.CTA_IP_V6_SRC, abi.CTA_IP_V6_DST)
-    )
-    return nested(
-        kind,
-        nested(
-            abi.CTA_TUPLE_IP,
-            attribute(from_kind, source.packed),
-            attribute(to_kind, destination.packed),
-        ),
-        nested(
-            abi.CTA_TUPLE_PROTO,
-            attribute(abi.CTA_PROTO_NUM, bytes([socket.IPPROTO_TCP])),
-            attribute(abi.CTA_PROTO_SRC_PORT, struct.pack(">H", direction.source.port)),
-            attribute(abi.CTA_PROTO_DST_PORT, struct.pack(">H", direction.destination.port)),
-        ),
+    (source, source_port), (destination, destination_port) = direction
+    from_address, to_address = packed(source), packed(destination)
+    before, between = _ADDRESSES[len(from_address)]
+    return b"".join(
+        (
+            _TUPLE_HEADERS[kind, len(from_address)],
+            before,
+            from_address,
+            between,
+            to_address,
+            _PROTO_AND_SOURCE_PORT,
+            _PORT.pack(source_port),
+            _DESTINATION_PORT,
+            _PORT.pack(destination_port),
+        )
     )
 
 
@@ -167,17 +191,17 @@ def _number(value: bytes | None) -> int:
 
 
 def _encode_nat(kind: int, target: Endpoint) -> bytes:
-    address = ipaddress.ip_address(target.address)
+    address = packed(target.address)
     lowest, highest = (
         (abi.CTA_NAT_V4_MINIP, abi.CTA_NAT_V4_MAXIP)
-        if address.version == 4
+        if len(address) == 4
         else (abi.CTA_NAT_V6_MINIP, abi.CTA_NAT_V6_MAXIP)
     )
     port = struct.pack(">H", target.port)
     return nested(
         kind,
-        attribute(lowest, address.packed),
-        attribute(highest, address.packed),
+        attribute(lowest, address),
+        attribute(highest, address),
         nested(
             abi.CTA_NAT_PROTO,
             attribute(abi.CTA_PROTONAT_PORT_MIN, port),
@@ -228,12 +252,6 @@ def _decode_tuple(payload: bytes) -> Direction | None:
     source = addresses.get(abi.CTA_IP_V4_SRC) or addresses[abi.CTA_IP_V6_SRC]
     destination = addresses.get(abi.CTA_IP_V4_DST) or addresses[abi.CTA_IP_V6_DST]
     return Direction(
-        Endpoint(_text(source), _number(ports[abi.CTA_PROTO_SRC_PORT])),
-        Endpoint(_text(destination), _number(ports[abi.CTA_PROTO_DST_PORT])),
+        Endpoint(read_address(source), _number(ports[abi.CTA_PROTO_SRC_PORT])),
+        Endpoint(read_address(destination), _number(ports[abi.CTA_PROTO_DST_PORT])),
     )
-
-
-def _text(packed: bytes) -> str:
-    if len(packed) == 4:
-        return socket.inet_ntoa(packed)
-    return str(ipaddress.IPv6Address(packed))

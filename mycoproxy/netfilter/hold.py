@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.errors import UsageError
 from mycoproxy.netfilter.abi import PRIORITY_HOLD
-from mycoproxy.netfilter.elements import SetChange, endpoint_key, pair_key, port_key
+from mycoproxy.netfilter.elements import SetChange, endpoint_key, on_the_wire, pair_key, port_key
 from mycoproxy.netfilter.nft import Nft
 
 _TCP = b"\x06"
@@ -75,11 +75,6 @@ def table_name(kind: str, name: str) -> str:
             f"{name!r} cannot name a {kind}: letters, digits, '_', '.' and '-' are allowed"
         )
     return f"mycoproxy-{kind}-{name}"
-
-
-def on_the_wire(endpoint: Endpoint) -> Endpoint:
-    """The endpoint as packets have it: IPv4-mapped addresses are IPv4."""
-    return Endpoint(wire_address(endpoint.address), endpoint.port)
 
 
 class Hold:
@@ -158,7 +153,7 @@ class Hold:
 def flow_element(flow: FourTuple) -> tuple[str, bytes]:
     """The set and the key that a connection has in a hold."""
     local, remote = on_the_wire(flow.local), on_the_wire(flow.remote)
-    return f"flows{local.version}", pair_key(local, remote)
+    return "flows6" if ":" in local.address else "flows4", pair_key(local, remote)
 
 
 def listener_element(endpoint: Endpoint) -> tuple[str, bytes]:

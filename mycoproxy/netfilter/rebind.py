@@ -21,8 +21,9 @@ from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.netfilter import abi
 from mycoproxy.netfilter.conntrack import Conntrack
+from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.entry import ConntrackEntry, Direction, TcpTracking
-from mycoproxy.netfilter.hold import Hold, on_the_wire
+from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nfnetlink import NetfilterError
 
 # The entry must outlive the move even if it was about to expire.

@@ -25,13 +25,13 @@ from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter.abi import PRIORITY_AFTER_CONNTRACK, PRIORITY_RAW
 from mycoproxy.netfilter.elements import (
     SetChange,
+    on_the_wire,
     packed,
     pair_key,
     port_key,
     read_address,
     read_pair,
 )
-from mycoproxy.netfilter.hold import on_the_wire
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.reserved_ports import release_ports, reserve_ports
 
@@ -201,7 +201,7 @@ def _map_changes(translations: Translations, *, delete: bool) -> Sequence[SetCha
     data: dict[str, list[bytes]] = {}
     for dialled, now in translations.items():
         current = Endpoint(now, dialled.local.port)
-        version = dialled.local.version
+        version = 6 if ":" in now else 4
         for name, key, value in (
             (f"moved{version}", pair_key(dialled.remote, dialled.local), packed(now)),
             (

@@ -57,39 +57,41 @@ def plain_lab(network: Any) -> Iterator[Lab]:
         yield made
 
 
-class Router:
+class Agent:
     """What an agent has on the node that NATs."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, name: str = "router") -> None:
         self.lab = lab
-        self.conntrack: Conntrack = lab.on("router", Conntrack)
-        self.hold = Hold(lab.nft["router"], "rebind")
-        lab.router.call(self.hold.install)
+        self.name = name
+        self.node = lab.node(name)
+        self.conntrack: Conntrack = lab.on(name, Conntrack)
+        self.hold = Hold(lab.nft[name], "rebind")
+        self.node.call(self.hold.install)
 
     def entry(self, name: FourTuple) -> ConntrackEntry:
-        found: ConntrackEntry = self.lab.router.call(self.conntrack.find, [name])[name]
+        found: ConntrackEntry = self.node.call(self.conntrack.find, [name])[name]
         return found
 
     def rebind(self, *entries: ConntrackEntry, to: Endpoint) -> tuple[Rebound, ...]:
         new_local = {entry.reply.source: to for entry in entries}
-        rebound: tuple[Rebound, ...] = self.lab.router.call(
+        rebound: tuple[Rebound, ...] = self.node.call(
             rebind, self.conntrack, self.hold, entries, new_local
         )
         return rebound
 
     def undo(self, rebound: tuple[Rebound, ...]) -> None:
-        self.lab.router.call(undo, self.conntrack, self.hold, rebound)
+        self.node.call(undo, self.conntrack, self.hold, rebound)
 
     def release(self) -> None:
-        self.lab.router.call(self.hold.release)
-        assert "mycoproxy" not in self.lab.ruleset("router")
+        self.node.call(self.hold.release)
+        assert "mycoproxy" not in self.lab.ruleset(self.name)
 
 
 @VERSIONS
 def test_a_rebound_connection_goes_on_at_the_new_address(lab: Lab, version: int) -> None:
     client, server = lab.connect(lab.listen("a", version), VIRTUAL[version])
     assert_talks(client, server)
-    router = Router(lab)
+    router = Agent(lab)
     name = tuple_of(server)
     (rebound,) = router.rebind(router.entry(name), to=lab.endpoint("b", version))
     moved = lab.move(server, "a", "b")
@@ -107,7 +109,7 @@ def test_a_stateful_firewall_lets_a_rebound_connection_pass(lab: Lab, version: i
     lab.run("router", STATEFUL)
     client, server = lab.connect(lab.listen("a", version), VIRTUAL[version])
     assert_talks(client, server)
-    router = Router(lab)
+    router = Agent(lab)
     router.rebind(router.entry(tuple_of(server)), to=lab.endpoint("b", version))
     moved = lab.move(server, "a", "b")
     assert_talks(client, moved, 2_000_000)
@@ -119,7 +121,7 @@ def test_a_stateful_firewall_lets_a_rebound_connection_pass(lab: Lab, version: i
 @VERSIONS
 def test_undoing_leads_back_to_the_old_address(lab: Lab, version: int) -> None:
     client, server = lab.connect(lab.listen("a", version), VIRTUAL[version])
-    router = Router(lab)
+    router = Agent(lab)
     before = router.entry(tuple_of(server))
     rebound = router.rebind(before, to=lab.endpoint("b", version))
     # Nobody is at home there: its reset must not reach the client before the path is back.
@@ -134,7 +136,7 @@ def test_undoing_leads_back_to_the_old_address(lab: Lab, version: int) -> None:
 def test_there_and_back_again(plain_lab: Lab, version: int) -> None:
     lab = plain_lab
     client, server = lab.connect(lab.listen("a", version), VIRTUAL[version])
-    router = Router(lab)
+    router = Agent(lab)
     for source, target in (("a", "b"), ("b", "a"), ("a", "b")):
         entry = router.entry(tuple_of(server))
         router.rebind(entry, to=lab.endpoint(target, version))
@@ -146,7 +148,7 @@ def test_there_and_back_again(plain_lab: Lab, version: int) -> None:
 def test_a_stream_in_flight_arrives_whole(plain_lab: Lab, version: int) -> None:
     lab = plain_lab
     client, server = lab.connect(lab.listen("a", version), VIRTUAL[version])
-    router = Router(lab)
+    router = Agent(lab)
     name = tuple_of(server)
     entry = router.entry(name)
     sent = b"".join(n.to_bytes(8, "big") for n in range(1_000_000))
@@ -169,10 +171,32 @@ def test_a_stream_in_flight_arrives_whole(plain_lab: Lab, version: int) -> None:
     assert_talks(client, moved)
 
 
+@VERSIONS
+def test_a_client_on_the_node_that_nats_is_rebound_there(network: Any, version: int) -> None:
+    nat = """\
+    table inet service {{
+        chain output {{
+            type nat hook output priority -100; policy accept;
+            ip daddr 10.96.0.10 dnat ip to {a4}
+            ip6 daddr fd96::10 dnat ip6 to {a6}
+        }}
+    }}
+    """
+    with service_lab(network, nat=False) as lab:
+        lab.run("client", nat.format(a4=lab.address["a", 4], a6=lab.address["a", 6]))
+        client, server = lab.connect(lab.listen("a", version), VIRTUAL[version])
+        here = Agent(lab, "client")
+        here.rebind(here.entry(tuple_of(server)), to=lab.endpoint("b", version))
+        moved = lab.move(server, "a", "b")
+        assert_talks(client, moved, 2_000_000)
+        assert client.getpeername()[0] == VIRTUAL[version]
+        here.release()
+
+
 def test_connections_that_were_held_before_stay_held(plain_lab: Lab) -> None:
     lab = plain_lab
     client, server = lab.connect(lab.listen("a", 4), VIRTUAL[4])
-    router = Router(lab)
+    router = Agent(lab)
     name = tuple_of(server)
     entry = router.entry(name)
     virtual = FourTuple(entry.orig.destination, entry.orig.source)
@@ -189,7 +213,7 @@ def test_connections_that_were_held_before_stay_held(plain_lab: Lab) -> None:
 def test_an_entry_that_the_kernel_remade_meanwhile_is_replaced(plain_lab: Lab) -> None:
     lab = plain_lab
     client, server = lab.connect(lab.listen("a", 4), VIRTUAL[4])
-    router = Router(lab)
+    router = Agent(lab)
     entry = router.entry(tuple_of(server))
     assert lab.router.call(router.conntrack.delete, [entry]) == [0]
     client.sendall(b"x")  # picked up in the middle; the Service's rule chooses again
@@ -202,7 +226,7 @@ def test_an_entry_that_the_kernel_remade_meanwhile_is_replaced(plain_lab: Lab) -
 def test_an_entry_that_is_gone_is_made_anew(plain_lab: Lab) -> None:
     lab = plain_lab
     client, server = lab.connect(lab.listen("a", 4), VIRTUAL[4])
-    router = Router(lab)
+    router = Agent(lab)
     entry = router.entry(tuple_of(server))
     lab.router.call(router.conntrack.delete, [entry])
     router.rebind(entry, to=lab.endpoint("b", 4))
@@ -214,7 +238,7 @@ def test_all_are_rebound_or_none(plain_lab: Lab) -> None:
     lab = plain_lab
     listener = lab.listen("a", 4)
     pairs = [lab.connect(listener, VIRTUAL[4]) for _ in range(3)]
-    router = Router(lab)
+    router = Agent(lab)
     entries = [router.entry(tuple_of(server)) for _, server in pairs]
     target = lab.endpoint("b", 4)
     # Another connection already has the name that the second one would get behind the NAT.
@@ -236,7 +260,7 @@ def test_all_are_rebound_or_none(plain_lab: Lab) -> None:
 def test_a_missing_new_address_is_refused_before_anything_changes(plain_lab: Lab) -> None:
     lab = plain_lab
     client, server = lab.connect(lab.listen("a", 4), VIRTUAL[4])
-    router = Router(lab)
+    router = Agent(lab)
     entry = router.entry(tuple_of(server))
     with pytest.raises(MycoError, match="no new address"):
         lab.router.call(rebind, router.conntrack, router.hold, [entry], {})

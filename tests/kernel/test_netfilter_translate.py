@@ -94,6 +94,25 @@ def test_a_translated_connection_goes_on_at_the_new_address(
 
 
 @VERSIONS
+def test_a_connection_that_the_workload_opened_goes_on_too(
+    lab: Lab, translate: Translate, version: int
+) -> None:
+    listener = lab.listen("client", version)
+    workload = lab.a.call(
+        socket.create_connection,
+        (lab.address["client", version], PORT),
+        timeout=10,
+        source_address=(lab.address["a", version], PORT),
+    )
+    lab.keep(workload)
+    peer = lab.keep(listener.accept()[0])
+    lab.client.call(translate.add, [_move(workload, lab, "b")])
+    moved = lab.move(workload, "a", "b")
+    assert_talks(peer, moved)
+    assert peer.getpeername()[0] == lab.address["a", version]
+
+
+@VERSIONS
 def test_there_and_back_again_leaves_no_translation(
     lab: Lab, translate: Translate, version: int
 ) -> None:
