@@ -1,9 +1,9 @@
 """Debian's own clients as load: redis-cli, watched line by line, and redis-benchmark.
 
-redis-cli repeats INCR over one connection; the answers must be consecutive numbers. It does not
-tell when its connection breaks: it reconnects in silence. So the socket that it holds is looked at
-with every line (``/proc/PID/fd``): another socket is a lost connection. The count of SYNs in a
-packet capture says the same independently.
+redis-cli repeats INCR over one connection; the answers must be consecutive numbers. When its
+connection breaks it ends (7.0, on an end of stream) or reconnects in silence. So the socket that it
+holds is looked at with every line (``/proc/PID/fd``): another socket is a lost connection. The
+count of SYNs in a packet capture says the same independently.
 
 When it sends is not seen from outside. It sleeps ``interval`` after each answer and then asks; so a
 request is taken to be sent one interval after the answer before it (never later than its answer).
@@ -102,7 +102,7 @@ class _Watched:
         self._sockets: frozenset[str] = frozenset()
 
     async def read_answers(self) -> None:
-        assert self.child.stdout is not None  # noqa: S101  for the type: stdout is a pipe
+        assert self.child.stdout is not None
         async for line in self.child.stdout:
             now = time.monotonic()
             right = self.count.line(line)
@@ -127,7 +127,7 @@ class _Watched:
         self.local_ports += sorted(ports)
 
     async def read_errors(self) -> None:
-        assert self.child.stderr is not None  # noqa: S101  for the type: stderr is a pipe
+        assert self.child.stderr is not None
         async for line in self.child.stderr:
             reason = f"redis-cli says: {line.decode(errors='replace').strip()}"
             self.lost.append(LostConnection(0, reason, time.monotonic()))
@@ -202,7 +202,7 @@ async def redis_benchmark(
     said: list[bytes] = []
 
     async def read() -> None:
-        assert child.stdout is not None  # noqa: S101  for the type: stdout is a pipe
+        assert child.stdout is not None
         while data := await child.stdout.read(4096):
             if not said:
                 say_ready()
@@ -212,7 +212,7 @@ async def redis_benchmark(
 
     with lifetime.watched():
         if await lifetime.until_stopping(asyncio.ensure_future(read()), drain=0.1):
-            assert child.stderr is not None  # noqa: S101  for the type: stderr is a pipe
+            assert child.stderr is not None
             reason = (await child.stderr.read()).decode(errors="replace").strip()
             reason = f"redis-benchmark ended by itself: {reason or 'it says nothing'}"
             lost.append(LostConnection(0, reason, time.monotonic()))

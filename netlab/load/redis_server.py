@@ -31,6 +31,7 @@ class RedisServer:
             probe.bind((host, 0))
             self.port: int = probe.getsockname()[1]
         options = ["--bind", host, "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        options += ["--protected-mode", "no"]  # else only loopback clients are served
         self.process = subprocess.Popen(
             ["redis-server", *options],
             executable=redis_server_binary(),
@@ -41,8 +42,10 @@ class RedisServer:
         deadline = time.monotonic() + ready_seconds
         while True:
             try:
-                self.ask(b"PING")
-            except OSError as error:
+                answer = self.ask(b"PING")
+                if answer != b"+PONG\r\n":
+                    raise MycoError(f"it answers {answer!r} to PING")
+            except (OSError, MycoError) as error:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     self.close()
                     raise MycoError(f"redis-server on {host} did not come up: {error}") from error

@@ -21,7 +21,7 @@ REQUEST_RECORD = struct.Struct("<IIddB7x")
 # time, bytes moved so far, bytes acknowledged by the other end so far
 PROGRESS_RECORD = struct.Struct("<dQQ")
 
-_FLUSH_SECONDS = 1.0
+_FLUSH_SECONDS = 0.2
 
 
 class Verdict(IntEnum):
@@ -41,6 +41,7 @@ class SampleWriter:
         if self._file is not None:
             header = {"format": FORMAT, "kind": kind, "name": name, "group": group}
             self._file.write(json.dumps(header).encode() + b"\n")
+            self._file.flush()
 
     def request(
         self, connection: int, sent: float, answered: float, verdict: Verdict, size: int
