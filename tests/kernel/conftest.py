@@ -18,7 +18,9 @@ A socket stays in the namespace it was made in, so only its making has to go thr
 """
 
 import ctypes
+import ipaddress
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +93,24 @@ class Node:
         return found
 
     def add_address(self, ifname: str, address: str, prefix: int) -> None:
-        """Add an IPv4 or IPv6 address that is usable at once (no duplicate detection)."""
+        """Add an address to an interface that is up; it can be used when this returns.
+
+        Whatever IFA_F_NODAD says, the kernel makes an IPv6 address known to its routing and to
+        neighbour discovery in a work queue. A packet before that is lost or refused, and the
+        first connection would wait a second.
+        """
         index = self.index(ifname)
         flags = {"flags": IFA_F_NODAD} if ":" in address else {}
         self.netlink(
             lambda ipr: ipr.addr("add", index=index, address=address, prefixlen=prefix, **flags)
         )
+        if ":" not in address:
+            return
+        local_route = f"{ipaddress.IPv6Address(address).packed.hex()} 80 "
+        deadline = time.monotonic() + 5
+        while local_route not in self.call(Path("/proc/thread-self/net/ipv6_route").read_text):
+            assert time.monotonic() < deadline, f"{address} on {ifname}: no local route within 5 s"
+            time.sleep(0.001)
 
     def delete_address(self, ifname: str, address: str, prefix: int) -> None:
         """Remove an address."""
