@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 from mycoproxy.errors import RefusedError, UsageError
 from mycoproxy.namespaces import NamespaceWorker
-from netlab import cgroups, images, inventory, layout, links, netns, services, state, syscalls
+from netlab import cgroups, images, inventory, layout, links, netns, services, syscalls
 from netlab.layout import Layout
-from netlab.state import State
 from netlab.topology import Interface, Node, Topology
 from netlab.topology_rules import POD_BRIDGE
 
@@ -21,8 +20,8 @@ _CARRIER = 10.0  # seconds that the links get to come up
 WorkerOf = Callable[[str], NamespaceWorker]
 
 
-def claim(lab: Layout, topology: Topology) -> State:
-    """Take the lab's name and record what is going to be made.
+def claim(lab: Layout, topology: Topology) -> None:
+    """Take the lab's name: from here on what goes wrong has to be removed.
 
     Raises ``RefusedError`` if not root, ``UsageError`` if the name is in use, or the topology
     wants an image that there is none of.
@@ -45,9 +44,6 @@ def claim(lab: Layout, topology: Topology) -> State:
             f"lab {lab.lab!r} is up already: netlab down {lab.lab} removes it, "
             "--name gives another name"
         ) from None
-    recorded = State(lab=lab.lab, topology=topology)
-    state.save(lab.state, recorded)
-    return recorded
 
 
 def require_root() -> None:

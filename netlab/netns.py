@@ -116,6 +116,10 @@ def _on_a_thread(function: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, name="netns-create")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    finally:
+        # Also when a signal's exception came in between: what is made is made before it is removed.
+        thread.join()
     if failure:
         raise failure[0]

@@ -228,6 +228,23 @@ def test_commands_tell_of_the_lab_and_run_in_it(name: str) -> None:
     assert netlab("check", name).returncode == 3
 
 
+def test_mount_of_run_netns_goes_with_the_last_lab_if_netlab_made_it(name: str) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom netlab import mounts, syscalls\n"
+        "from netlab.lab import Lab\nfrom netlab.topology import load\n"
+        "mounts.detach(Path('/run/netns'))\n"
+        "syscalls.mount('tmpfs', Path('/run'), 'tmpfs')\n"
+        "before = mounts.mounted()\n"
+        "lab = Lab.up(load(Path('demo')), sys.argv[1])\n"
+        "assert any(each.target == Path('/run/netns') for each in mounts.mounted())\n"
+        "lab.down()\n"
+        "assert [each for each in mounts.mounted() if each not in before] == []\n"
+    )
+    subprocess.run(
+        ["unshare", "--mount", sys.executable, "-c", program, name], check=True, timeout=60
+    )
+
+
 def test_root_file_system_is_built_once_by_whoever_is_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
