@@ -36,6 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 IFA_F_NODAD = 0x02  # linux/if_addr.h
+RTF_LOCAL = 0x80000000  # linux/ipv6_route.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -106,11 +107,19 @@ class Node:
         )
         if ":" not in address:
             return
-        local_route = f"{ipaddress.IPv6Address(address).packed.hex()} 80 "
+        wanted = ipaddress.IPv6Address(address).packed.hex()
         deadline = time.monotonic() + 5
-        while local_route not in self.call(Path("/proc/thread-self/net/ipv6_route").read_text):
+        while not self._has_local_route(wanted):
             assert time.monotonic() < deadline, f"{address} on {ifname}: no local route within 5 s"
             time.sleep(0.001)
+
+    def _has_local_route(self, address: str) -> bool:
+        """``address`` in 32 hex digits, as in /proc/net/ipv6_route."""
+        lines = self.call(Path("/proc/thread-self/net/ipv6_route").read_text).splitlines()
+        return any(
+            fields[0] == address and fields[1] == "80" and int(fields[8], 16) & RTF_LOCAL
+            for fields in map(str.split, lines)
+        )
 
     def delete_address(self, ifname: str, address: str, prefix: int) -> None:
         """Remove an address."""
