@@ -4,7 +4,7 @@ import ipaddress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycoproxy.errors import MycoError, UsageError
@@ -38,6 +38,7 @@ def test_full_subnet_is_an_error() -> None:
         allocation.next_free(BRIDGE, used, None)
 
 
+@settings(deadline=None, database=None)
 @given(
     prefix=st.integers(24, 30),
     used=st.sets(st.integers(0, 255)),
