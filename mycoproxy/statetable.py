@@ -5,10 +5,11 @@ the action that a transition names and feeds back ``DONE`` or ``FAILED``; a tran
 action stops the driver, which then waits for the next event from outside.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 StateT = TypeVar("StateT", bound=Enum)
 EventT = TypeVar("EventT", bound=Enum)
@@ -77,6 +78,10 @@ class Driver(Generic[StateT, EventT, ActionT]):
     ``record`` is called with every transition before its action is performed (a journal).
     ``errors`` holds the failures in the order in which they happened; the first is the cause, the
     others happened while it was being undone.
+
+    A cancellation from outside cuts short only actions in ``interruptible``. Any other action is
+    waited for; if it is in ``abortable``, the way leads back from there. All others, undoing
+    among them, go on as if nothing had happened. In the end the cancellation is passed on.
     """
 
     def __init__(
@@ -85,23 +90,26 @@ class Driver(Generic[StateT, EventT, ActionT]):
         *,
         done: EventT,
         failed: EventT,
-        perform: Callable[[ActionT], Awaitable[None]],
+        perform: Callable[[ActionT], Coroutine[Any, Any, None]],
         record: Callable[[StateT, EventT, Transition[StateT, ActionT]], None] | None = None,
+        abortable: Collection[ActionT] = (),
+        interruptible: Collection[ActionT] = (),
     ) -> None:
         self._table = table
         self._done, self._failed = done, failed
         self._perform = perform
         self._record = record
+        self._abortable = frozenset(abortable) | frozenset(interruptible)
+        self._interruptible = frozenset(interruptible)
+        self._cancelled: asyncio.CancelledError | None = None
         self.state = table.initial
         self.errors: list[Exception] = []
 
     async def feed(self, event: EventT) -> StateT:
         """Take ``event`` and everything that follows from it; returns where it stops.
 
-        A cancellation from outside is a failure of the action it hits: it is undone like any
-        other, and then raised again.
+        Raises ``CancelledError`` after that, if it was cancelled meanwhile.
         """
-        cancelled: BaseException | None = None
         while True:
             transition = self._table.step(self.state, event)
             try:
@@ -112,24 +120,45 @@ class Driver(Generic[StateT, EventT, ActionT]):
             self.state = transition.state
             if transition.action is None:
                 break
-            try:
-                await self._perform(transition.action)
-            except Exception as error:  # noqa: BLE001 - every failure has its row in the table
-                self.errors.append(error)
-                event = self._failed
-            except BaseException as stop:  # noqa: BLE001 - KeyboardInterrupt, Cancelled: undo, pass on
-                self.errors.append(InterruptedActionError(transition.action.value))
-                cancelled = cancelled or stop
-                event = self._failed
-            else:
-                event = self._done
+            event = await self._outcome(transition.action)
+        cancelled, self._cancelled = self._cancelled, None
         if cancelled is not None:
             raise cancelled
         return self.state
+
+    async def _outcome(self, action: ActionT) -> EventT:
+        # A task of its own: a cancellation reaches us and not, unasked, what is under way.
+        task = asyncio.create_task(self._perform(action))
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as stop:
+                self._cancelled = self._cancelled or stop
+                if action in self._interruptible:
+                    task.cancel()
+        if self._cancelled is not None and action in self._abortable:
+            self.errors.append(InterruptedActionError(action.value))
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.errors.append(_as_exception(error))
+            return self._failed
+        if task.cancelled():
+            self.errors.append(InterruptedActionError(action.value))
+            return self._failed
+        if (error := task.exception()) is not None:
+            self.errors.append(_as_exception(error))
+            return self._failed
+        return self._done
 
 
 class InterruptedActionError(Exception):
     """An action was cut short from outside (a signal, a deadline)."""
 
     def __init__(self, action: str) -> None:
-        super().__init__(f"interrupted while {action!r} was under way")
+        super().__init__(f"interrupted during {action!r}")
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """The error itself; one that means to end the whole process is raised instead."""
+    if isinstance(error, Exception):
+        return error
+    raise error

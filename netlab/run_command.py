@@ -120,9 +120,22 @@ def _figures(scenario: Scenario, outcome: Outcome, report: Report) -> dict[str, 
         **report.to_json(),
         "error": None if outcome.error is None else str(outcome.error),
         "rehomed": paths,
+        "resets_seen": [
+            f"{event.connection}, by the {'client' if event.from_client else 'server'}, "
+            f"{_since(event.time, outcome)}"
+            for event in (outcome.findings.resets if outcome.findings else ())
+        ],
         "replayed_packets": sum(move.replayed_packets for move in outcome.reports),
         "mover": [move.as_dict() for move in outcome.reports],
     }
+
+
+def _since(moment: float, outcome: Outcome) -> str:
+    """When something happened, told from the last freeze before it."""
+    before = [move for move in outcome.moves if move.freeze_start <= moment]
+    if not before:
+        return "before the first move"
+    return f"{(moment - before[-1].freeze_start) * 1e3:.0f} ms after freeze {before[-1].index + 1}"
 
 
 def _unmet(scenario: Scenario, figures: dict[str, object]) -> list[str]:

@@ -4,16 +4,19 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 from migrate.machine.places import Places
 from migrate.machine.plan import Side
 from migrate.runtime.cgroup import Cgroup
 from migrate.runtime.criu_rpc import Option, OptionValue, RequestType, Response
 from migrate.runtime.gate import Gate
-from migrate.runtime.runc import Job, Runc
+from migrate.runtime.runc import Job, Runc, RuncError
 from migrate.runtime.waiting import first_of
 from mycoproxy.check.criu import CriuBinary
 from mycoproxy.errors import MycoError
+
+T = TypeVar("T")
 
 
 class CopyError(MycoError):
@@ -81,44 +84,43 @@ class RestoringCopy:
         return self._resumed_at
 
     async def kill(self, *, timeout: float) -> None:
-        """Make sure that there is no copy. Raises ``MycoError`` if that cannot be made sure."""
+        """Make sure that there is no copy. Raises ``MycoError`` if that cannot be made sure.
+
+        May be called again.
+        """
         if self._going is not None:
             if not self._go.done():
                 self._go.set_result(False)
-            with suppress(MycoError, TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._going), timeout / 2)
+            await asyncio.wait({self._going}, timeout=timeout / 2)
         else:
             self._gate.refuse()
             if self._job is not None:
-                with suppress(MycoError):
-                    await self._job.wait(timeout=timeout / 2)
-        if self._cgroup is not None and self._cgroup.exists():
+                await self._job.end(timeout=timeout / 2)
+        if self._cgroup is not None:
             await asyncio.to_thread(self._cgroup.kill, timeout=timeout)
-        self._gate.close()
-        if self._going is not None:
-            self._going.cancel()
-            with suppress(MycoError, asyncio.CancelledError):
-                await self._going
+        # There is no copy any more. What follows is tidying, and may fail.
+        await self.close()
         if self._job is not None:
             await self._job.end(timeout=timeout)
-            await self._runc.delete(self._side.container_id, timeout=timeout)
+            with suppress(RuncError):
+                await self._runc.delete(self._side.container_id, timeout=timeout)
 
     async def close(self) -> None:
         """Close the gate, whatever has become of the copy."""
-        self._gate.close()
-        if self._going is not None and not self._going.done():
-            self._going.cancel()
         if self._going is not None:
-            with suppress(MycoError, asyncio.CancelledError):
-                await self._going
+            self._going.cancel()
+            await asyncio.wait({self._going})
+            if not self._going.cancelled():
+                self._going.exception()  # seen: whoever waited for the restore has it
+        self._gate.close()
 
     async def _on_notify(self, script: str, pid: int | None) -> bool:
         if script == "post-restore":
             assert pid is not None
-            self._restored.set_result(pid)
+            _settle(self._restored, pid)
             return await self._go
         if script == "pre-resume":
-            self._resuming.set_result(None)
+            _settle(self._resuming, None)
             await self._may_run
         if script == "post-resume":
             self._resumed_at = time.monotonic()
@@ -127,5 +129,12 @@ class RestoringCopy:
     async def _failure(self) -> None:
         """Raises when the restore ends; it must not while something else is waited for."""
         assert self._going is not None
-        await asyncio.shield(self._going)
+        await asyncio.wait({self._going})
+        self._going.result()
         raise CopyError("CRIU's restore ended before its time")
+
+
+def _settle(future: "asyncio.Future[T]", value: T) -> None:
+    """Set the result, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_result(value)

@@ -56,7 +56,14 @@ class Mover:
         self._progress = progress
         self._stack = AsyncExitStack()
         self._driver = Driver(
-            TABLE, done=Event.DONE, failed=Event.FAILED, perform=self._perform, record=self._record
+            TABLE,
+            done=Event.DONE,
+            failed=Event.FAILED,
+            perform=self._perform,
+            record=self._record,
+            # Not a dump: CRIU has to come to an end by itself, or the tasks keep its traces.
+            interruptible=(Action.CHECK, Action.PREPARE, Action.DRAIN, Action.RESTORE),
+            abortable=(Action.FREEZE, Action.DUMP, Action.SEND, Action.HAND_OVER),
         )
         self._actions: dict[Action, Callable[[], Awaitable[None]]] = {
             Action.CHECK: self._check,
@@ -93,9 +100,17 @@ class Mover:
         After a ``MoveError`` the source goes on as before, unless the message says otherwise. A
         cancellation is undone like a failure, up to the commit.
         """
+        state = State.IDLE
         try:
             async with self._stack:
                 state = await self._driver.feed(Event.START)
+                if state is State.STUCK:
+                    # What holds the connections has to outlive this process.
+                    self._stack.pop_all()
+        except (MycoError, OSError) as error:  # from closing what the move had open
+            if state is State.IDLE:
+                raise
+            self._driver.errors.append(error)
         finally:
             if self._journal is not None:
                 self._journal.close()
@@ -109,12 +124,15 @@ class Mover:
         if state is State.REFUSED:
             return cause if isinstance(cause, MycoError) else RefusedError(_text(cause))
         text = _text(cause)
+        if self._frozen and state is State.ROLLED_BACK:
+            others.append(MoveError(f"the source is still frozen: thaw {self._cgroup.directory}"))
         if others:
             text += "; and while undoing: " + "; ".join(_text(error) for error in others)
         if state is State.STUCK:
             return MoveError(
                 f"{text}; the copy on {self.plan.target.node} may still be alive, so the source "
-                f"stays frozen: make sure that the copy is dead, then thaw the source by hand; "
+                f"stays frozen and its connections held: make sure that the copy is dead, then "
+                f"thaw {self._cgroup.directory} or remove the container; "
                 f"logs in {self._places.logs}"
             )
         if isinstance(cause, RefusedError) and not others:
@@ -351,17 +369,26 @@ class Mover:
         await self._source.undrain()
 
     async def _clean_up(self) -> None:
-        """End what is still waiting, in the order that lets runc clean up after itself."""
+        """End what is still waiting, in the order that lets runc clean up after itself.
+
+        Every step is done, also if one before it fails.
+        """
         deadline = self.plan.deadlines.remove
+        failures: list[Exception] = []
         if self._copy is not None and not self._copy.ran:
-            await self._copy.kill(timeout=deadline)
+            failures += await _attempt(self._copy.kill(timeout=deadline))
         if self._dump_gate is not None:
             self._dump_gate.refuse()
         if self._dump_job is not None:
-            await self._dump_job.end(timeout=deadline)
-        if self._driver.state is not State.CLEANING_UP:
-            self._places.save_logs()
+            failures += await _attempt(self._dump_job.end(timeout=deadline))
+        try:
+            if self._driver.state is not State.CLEANING_UP:
+                self._places.save_logs()
+        except OSError as error:
+            failures.append(error)
         self._places.remove()
+        if failures:
+            raise MoveError("; ".join(_text(failure) for failure in failures))
 
     def _common_options(self) -> dict[Option, OptionValue]:
         options: dict[Option, OptionValue] = {
@@ -376,6 +403,15 @@ class Mover:
             options[Option.MANAGE_CGROUPS] = 0
             options[Option.MANAGE_CGROUPS_MODE] = ManageCgroups.IGNORE
         return options
+
+
+async def _attempt(step: Awaitable[None]) -> list[Exception]:
+    """What went wrong with a step that must not keep others from being done."""
+    try:
+        await step
+    except (MycoError, OSError, TimeoutError) as error:
+        return [error]
+    return []
 
 
 def _text(error: Exception) -> str:

@@ -72,7 +72,7 @@ def load(path: Path) -> MovePlan:
         return MovePlan.model_validate(yaml.safe_load(path.read_text()))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]

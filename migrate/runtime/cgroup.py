@@ -4,10 +4,12 @@ The kernel's own documentation: admin-guide/cgroup-v1/freezer-subsystem.rst and
 admin-guide/cgroup-v2.rst (``cgroup.freeze``).
 """
 
+import errno
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mycoproxy.errors import MycoError
@@ -59,7 +61,7 @@ class Cgroup:
 
     def thaw(self) -> None:
         """Let the tasks go on. No cgroup any more is fine: then there are no tasks either."""
-        with suppress(FileNotFoundError):
+        with _gone():
             self._control.write_text(self._words[1])
 
     def frozen(self) -> bool:
@@ -68,16 +70,12 @@ class Cgroup:
             return self._control.read_text() == self._words[0]
         return "frozen 1" in (self.directory / "cgroup.events").read_text()
 
-    def exists(self) -> bool:
-        """Whether the cgroup is still there."""
-        return self.directory.is_dir()
-
     def pids(self) -> list[int]:
         """The processes in the cgroup and below it, zombies included."""
         found: list[int] = []
-        for procs in self.directory.rglob("cgroup.procs"):
-            with suppress(FileNotFoundError):
-                found += map(int, procs.read_text().split())
+        for directory, _, _ in os.walk(self.directory):
+            with _gone():
+                found += map(int, Path(directory, "cgroup.procs").read_text().split())
         return found
 
     def kill(self, *, timeout: float = 5.0) -> None:
@@ -97,7 +95,7 @@ class Cgroup:
             time.sleep(_POLL)
 
     def _alive(self) -> list[int]:
-        return [pid for pid in self.pids() if _state(pid) not in ("Z", "X", "")]
+        return [pid for pid in self.pids() if _lives(pid)]
 
 
 def freezer_path(cgroups: str) -> tuple[bool, str]:
@@ -114,12 +112,32 @@ def freezer_path(cgroups: str) -> tuple[bool, str]:
     return False, unified
 
 
-def _state(pid: int) -> str:
-    """The task's state letter (proc_pid_stat(5)); empty if there is none any more."""
+@contextmanager
+def _gone() -> Iterator[None]:
+    """No cgroup any more is fine. While it is being removed its open files say ENODEV."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        yield
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+def _lives(pid: int) -> bool:
+    """Whether any thread of the process can still run (proc_pid_stat(5), the state letter)."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return False
+    for thread in threads:
+        try:
+            stat = (thread / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if stat.rpartition(")")[2].split()[0] not in ("Z", "X"):
+            return True
+    return False
 
 
 def _v2_mount() -> Path:

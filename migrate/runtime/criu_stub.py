@@ -2,7 +2,7 @@
 """What runc finds on PATH as ``criu``: lets the mover into the talk, then becomes the real CRIU.
 
 runc starts ``criu swrk 3`` and speaks RPC with it over descriptor 3. This program gives that
-descriptor, and one end of a new pair, to the mover (``gate.py``) over the socket named by
+descriptor, and one end of a new pair, to the mover (``gate.py``) over the abstract socket named by
 ``MYCOPROXY_GATE``; takes from it the descriptors that CRIU is to have besides (a connected socket
 for the pages), which it puts where the mover says; and executes the real CRIU on the other end.
 So CRIU sits exactly where runc wanted it (cgroup, parent, inherited descriptors), already started
@@ -34,7 +34,7 @@ def main() -> None:
         rpc = int(sys.argv[2])
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
-            gate.connect(environment["MYCOPROXY_GATE"])
+            gate.connect("\0" + environment["MYCOPROXY_GATE"])
             socket.send_fds(gate, [struct.pack("=i", os.getpid())], [rpc, theirs.fileno()])
             wanted, ancillary, _, _ = gate.recvmsg(256, socket.CMSG_SPACE(32 * 4))
         given = array.array("i")
@@ -44,6 +44,7 @@ def main() -> None:
         os.dup2(ours.fileno(), rpc)
         for fd, place in zip(given, places, strict=True):
             os.dup2(fd, place)
+            os.close(fd)
         theirs.close()
         enter_network_namespace(environment["MYCOPROXY_GATE_NETNS"])
     os.execve(real, [real, *sys.argv[1:]], environment)  # noqa: S606

@@ -17,6 +17,7 @@ runc, so directories are passed by path.
 import array
 import asyncio
 import os
+import secrets
 import socket
 import struct
 import sys
@@ -55,8 +56,9 @@ class InheritedFd:
 class Gate:
     """One runc command's CRIU: opened before runc is started, closed after it ended.
 
-    ``directory`` (private to this gate) gets the stub and the socket. ``environment`` is what
-    runc has to be started with. CRIU runs in the network namespace ``netns``, the workload's.
+    ``directory`` (private to this gate) gets the stub. ``environment`` is what runc has to be
+    started with, in this process's network namespace. CRIU runs in the namespace ``netns``, which
+    is the workload's.
     """
 
     def __init__(
@@ -78,15 +80,16 @@ class Gate:
         # A link, because a tmpfs is often mounted noexec.
         (bin_directory / "criu").symlink_to(_STUB)
         python = Path(sys.executable).parent
-        address = directory / "gate"
+        # An abstract address (unix(7)): no path that could be too long for it.
+        address = f"mycoproxy-gate-{secrets.token_hex(8)}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
-        self._listener.bind(str(address))
+        self._listener.bind(f"\0{address}")
         self._listener.listen(4)
         self.environment = {
             **os.environ,
             "PATH": f"{bin_directory}:{python}:{os.environ.get('PATH', os.defpath)}",
-            "MYCOPROXY_GATE": str(address),
+            "MYCOPROXY_GATE": address,
             "MYCOPROXY_GATE_NETNS": str(netns),
             "MYCOPROXY_CRIU": str(criu.path),
             "MYCOPROXY_CRIU_PRELOAD": str(criu.preload or ""),
@@ -147,7 +150,7 @@ class Gate:
             kind = criu_rpc.request_type(self._request)
             with suppress(OSError):
                 self._runc.send(criu_rpc.failure(kind))
-        self._end_session()
+        self.close()
         self._runc = self._criu = None
 
     def close(self) -> None:
@@ -167,6 +170,11 @@ class Gate:
         loop = asyncio.get_running_loop()
         stub, _ = await loop.sock_accept(self._listener)
         with stub:
+            _, uid, _ = struct.unpack(
+                "3i", stub.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            )
+            if uid != os.geteuid():
+                raise GateError(f"user {uid} tried to pass for the CRIU stub")
             hello = await _receive(stub)
             if len(hello.fds) != 2:
                 raise GateError("the CRIU stub did not hand over its two sockets")

@@ -153,10 +153,21 @@ async def send_images(
     Each file's length and CRC-32 are checked on arrival. Raises ``TransferError``.
     """
     ours, theirs = channel
-    sent, _ = await asyncio.gather(
-        asyncio.to_thread(_send, source, ours), asyncio.to_thread(_receive, target, theirs)
-    )
-    return sent
+    sending = asyncio.ensure_future(asyncio.to_thread(_send, source, ours))
+    receiving = asyncio.ensure_future(asyncio.to_thread(_receive, target, theirs))
+    try:
+        done, _ = await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return sending.result()
+    finally:
+        # Whatever ended this early: a thread that still waits for the other end must not.
+        for end in channel:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        await asyncio.wait({sending, receiving})
+        for task in (sending, receiving):
+            task.exception()  # seen: the first one has been raised
 
 
 def _send(directory: Path, sock: socket.socket) -> int:
@@ -188,11 +199,8 @@ def _receive(directory: Path, sock: socket.socket) -> None:
         sock.sendall(b"+")
     except OSError as error:
         raise TransferError(f"receiving the images on the target node: {error}") from error
-    except TransferError:
-        # The sender waits for an acknowledgement: this tells it that there will be none.
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-        raise
+    except (ValueError, TypeError) as error:
+        raise TransferError(f"the list of images is damaged: {error}") from error
 
 
 def _read(sock: socket.socket, length: int) -> bytes:

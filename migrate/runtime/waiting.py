@@ -2,17 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable
-from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 async def first_of(wanted: Awaitable[T], failing: Awaitable[None]) -> T:
-    """The result of ``wanted``, unless ``failing`` raises first. Neither is left running.
-
-    A future that is passed as ``wanted`` is cancelled only if this coroutine is.
-    """
+    """The result of ``wanted``, unless ``failing`` ends first. Neither is left running."""
     want = asyncio.ensure_future(wanted)
     fail = asyncio.ensure_future(failing)
     try:
@@ -22,7 +18,8 @@ async def first_of(wanted: Awaitable[T], failing: Awaitable[None]) -> T:
         return await want
     finally:
         for task in (want, fail):
-            if not task.done():
-                task.cancel()
-        with suppress(Exception, asyncio.CancelledError):
-            await fail
+            task.cancel()
+        await asyncio.wait({want, fail})
+        for task in (want, fail):
+            if not task.cancelled():
+                task.exception()  # seen: the one that counts has been raised

@@ -10,7 +10,7 @@ from mycoproxy.addresses import FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.machine import TABLE, Action, Event, State
 from mycoproxy.handover.peer import unreached
-from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target
+from mycoproxy.handover.sides import Connection, Packet, Peer, Rehomed, Source, Target
 from mycoproxy.statetable import Driver, Transition
 
 T = TypeVar("T")
@@ -55,7 +55,12 @@ class Handover:
         self.steps: list[Step] = []
         self.replayed = 0
         self._driver = Driver(
-            TABLE, done=Event.DONE, failed=Event.FAILED, perform=self._perform, record=record
+            TABLE,
+            done=Event.DONE,
+            failed=Event.FAILED,
+            perform=self._perform,
+            record=record,
+            abortable=(Action.HOLD, Action.CAPTURE, Action.REHOME, Action.ESTABLISH),
         )
 
     @property
@@ -118,8 +123,7 @@ class Handover:
             case Action.RECORD_COMMIT:
                 self._record_commit()
             case Action.GO_LIVE:
-                lost = await self._source.lost_packets()
-                self.replayed = await self._target.go_live(lost, self._addresses)
+                await self._go_live()
             case Action.DISCARD:
                 await self._target.discard()
             case Action.UNDO_REHOME:
@@ -128,6 +132,18 @@ class Handover:
                 await self._source.resume()
             case Action.RELEASE_HOLD:
                 await self._source.release_hold()
+
+    async def _go_live(self) -> None:
+        failure: Exception | None = None
+        lost: Sequence[Packet] = ()
+        try:
+            lost = await self._source.lost_packets()
+        except (MycoError, OSError) as error:
+            # The clients will send again what this would have delivered at once.
+            failure = error
+        self.replayed = await self._target.go_live(lost, self._addresses)
+        if failure is not None:
+            raise failure
 
     async def _rehome(self) -> None:
         names = [connection.four_tuple for connection in self.connections]

@@ -128,12 +128,14 @@ class LocalPeer:
         await self._worker.run(self._undo)
 
     def _undo(self) -> None:
-        if self._moves:
-            self._translate.add([move.reversed() for move in self._moves])
-            self._moves.clear()
-        if self._rebound:
-            rebind.undo(self._conntrack, self._hold, self._rebound)
-            self._rebound.clear()
+        moves, self._moves = self._moves, []
+        rebound, self._rebound = self._rebound, []
+        try:
+            if moves:
+                self._translate.add([move.reversed() for move in moves])
+        finally:
+            if rebound:
+                rebind.undo(self._conntrack, self._hold, rebound)
 
     async def close(self) -> None:
         """Remove what was only for the time of the move."""

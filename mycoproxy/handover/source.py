@@ -149,10 +149,16 @@ class LocalSource:
         await self._worker.run(self._resume)
 
     def _resume(self) -> None:
+        failures: list[Exception] = []
         for taken in self._taken:
-            if taken.state is not None:
-                resume(taken.held.sock, taken.state)
-                taken.state = None
+            state, taken.state = taken.state, None
+            if state is not None:
+                try:
+                    resume(taken.held.sock, state)
+                except (MycoError, OSError) as error:
+                    failures.append(error)
+        if failures:
+            raise SourceError("; ".join(str(failure) for failure in failures))
 
     async def release_hold(self) -> None:
         """See ``Source``."""

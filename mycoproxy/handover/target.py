@@ -100,9 +100,15 @@ class LocalTarget:
         await self._worker.run(self._discard)
 
     def _discard(self) -> None:
+        failures: list[Exception] = []
         while self._established:
             held, _ = self._established.pop()
-            abort(held.sock)
+            try:
+                abort(held.sock)
+            except (MycoError, OSError) as error:
+                failures.append(error)
+        if failures:
+            raise TargetError("; ".join(str(failure) for failure in failures))
 
     async def close(self) -> None:
         """Close the duplicates, and lift the shield."""
