@@ -5,7 +5,7 @@ Read from ``/proc/thread-self/net/tcp{,6}`` (proc_pid_net(5)), so call it on the
 not in there.
 """
 
-import ipaddress
+import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,4 +52,7 @@ def _endpoint(text: str) -> Endpoint:
     digits, port = text.split(":")
     count = _WORDS[len(digits)]
     words = (int(digits[8 * index : 8 * index + 8], 16) for index in range(count))
-    return Endpoint(str(ipaddress.ip_address(struct.pack(f"={count}I", *words))), int(port, 16))
+    family = socket.AF_INET if count == 1 else socket.AF_INET6
+    # inet_ntop writes mapped addresses as getsockname does; ipaddress does not before 3.13.
+    address = socket.inet_ntop(family, struct.pack(f"={count}I", *words))
+    return Endpoint(address, int(port, 16))

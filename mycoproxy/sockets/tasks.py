@@ -47,8 +47,8 @@ def tasks_of(init_pid: int) -> tuple[Task, ...]:
         try:
             inside = _namespace(pid) == namespace or _is_below(pid, namespace, depth)
             pids = _pids(pid) if inside else ()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it has ended; or we may not look into it, so it is nobody's we could move
         if len(pids) >= depth:
             found.append(Task(pid, pids[depth - 1]))
     return tuple(sorted(found, key=lambda task: (task.pid != init_pid, task.inner_pid)))
