@@ -4,8 +4,9 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -52,11 +53,11 @@ def move(plan: Path, *, as_json: bool, quiet: bool) -> None:
       mycomigrate move move.yaml
       mycomigrate move move.yaml --json | jq .phases_ms
     """
-    report = run_move(load(plan), progress=_silent if quiet else _tell)
+    report = run_to_end(Mover(load(plan), progress=_silent if quiet else _tell).run())
     if as_json:
         click.echo(json.dumps(report.as_dict()))
     else:
-        _print(report)
+        print_report(report)
 
 
 @main.command()
@@ -65,21 +66,21 @@ def schema() -> None:
     click.echo(json.dumps(MovePlan.model_json_schema(), indent=2))
 
 
-def run_move(plan: MovePlan, *, progress: Callable[[str], None]) -> MoveReport:
-    """Run a move to its end. SIGINT and SIGTERM undo it, up to its commit."""
+def run_to_end(moving: Coroutine[Any, Any, MoveReport]) -> MoveReport:
+    """Run a move. SIGINT, SIGTERM and SIGHUP undo it, up to its commit, and end the process."""
 
     async def interruptible() -> MoveReport:
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, task.cancel)
-        return await Mover(plan, progress=progress).run()
+        return await moving
 
     try:
         return asyncio.run(interruptible())
     except asyncio.CancelledError:
-        click.echo("mycomigrate: interrupted; rolled back, the source goes on", err=True)
+        click.echo("interrupted; before the commit that means rolled back", err=True)
         sys.exit(1)
 
 
@@ -91,7 +92,8 @@ def _silent(step: str) -> None:
     del step
 
 
-def _print(report: MoveReport) -> None:
+def print_report(report: MoveReport) -> None:
+    """A move's figures as a table."""
     table = Table(title=f"{report.move_id}: {report.source} -> {report.target}", min_width=40)
     table.add_column("phase")
     table.add_column("ms", justify="right")

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from netlab.topology import Topology
 
 #: Commands in modules of their own: module, attribute, the line that ``--help`` shows.
-_ELSEWHERE = {"run": ("netlab.run_command", "run", "Run a scenario (the demo) and report on it.")}
+_ELSEWHERE = {
+    "run": ("netlab.run_command", "run", "Run a scenario (the demo) and report on it."),
+    "move": ("netlab.move_command", "move", "Move a pod to another node, connections and all."),
+    "plan": ("netlab.move_command", "plan", "Print the plan of a move, for mycomigrate."),
+}
 
 
 class _Commands(click.Group):
@@ -73,7 +77,8 @@ def cli() -> None:
     netlab check demo                        try every link, route, pod and Service
     netlab up my.yaml --name second          another one beside it
     netlab down --all
-    netlab run demo                          the main job: a move under load
+    netlab move demo redis beta              move a pod of a lab that is up
+    netlab run demo                          the main job: moves under load
 
     Exit status: 0 done, 1 failed, 2 usage, 3 refused.
 
