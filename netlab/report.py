@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from netlab.capture.findings import Findings
-from netlab.load.samples import Verdict
 from netlab.load.series import Records, Samples, as_waits
 from netlab.load.summary import ClientSummary
 
@@ -237,11 +236,6 @@ def longest_wait_ms(waits: Records, begin: float, end: float) -> float | None:
     if not len(touching):
         return None
     return float(np.max(touching["answered"] - touching["sent"])) * 1e3
-
-
-def unanswered(waits: Records) -> int:
-    """Requests that never got an answer."""
-    return int(np.count_nonzero(waits["verdict"] == Verdict.UNANSWERED))
 
 
 def middle(values: Sequence[float | None]) -> float | None:

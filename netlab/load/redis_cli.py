@@ -101,7 +101,9 @@ class _Watched:
         self.last_answer = time.monotonic()
         self._sockets: frozenset[str] = frozenset()
 
-    async def read_answers(self) -> None:
+    async def read_answers(self, limit: int | None = None) -> int:
+        """Read until redis-cli ends, or ``limit`` answers; how many there were."""
+        before = self.count.lines
         assert self.child.stdout is not None
         async for line in self.child.stdout:
             now = time.monotonic()
@@ -114,6 +116,9 @@ class _Watched:
             self._look_at_socket(now)
             if self.count.lines == 1:
                 say_ready()
+            if limit is not None and self.count.lines - before >= limit:
+                break
+        return self.count.lines - before
 
     def _look_at_socket(self, now: float) -> None:
         held = held_sockets(self.child.pid)
@@ -125,6 +130,20 @@ class _Watched:
             self.lost.append(LostConnection(0, "redis-cli has reconnected", now))
         self._sockets = held
         self.local_ports += sorted(ports)
+
+    async def one_more_answer(self, seconds: float) -> None:
+        """Wait for the next answer: the proof that the connection still works at the end."""
+        reading = asyncio.ensure_future(self.read_answers(limit=1))
+        done, _ = await asyncio.wait({reading}, timeout=seconds)
+        if done and reading.result():
+            return
+        reading.cancel()
+        now = time.monotonic()
+        sent = min(self.last_answer + self.options.interval, now)
+        reason = f"no answer for {now - sent:.3f} s, at the end"
+        self.lost.append(LostConnection(0, reason, now))
+        self.out.request(0, sent, now, Verdict.UNANSWERED, 0)
+        self.longest_wait = max(self.longest_wait, now - sent)
 
     async def read_errors(self) -> None:
         assert self.child.stderr is not None
@@ -154,18 +173,12 @@ async def redis_cli(
     with lifetime.watched():
         answers = asyncio.ensure_future(watched.read_answers())
         errors = asyncio.ensure_future(watched.read_errors())
-        # Not drained: redis-cli cannot be asked for an orderly end. What hangs is seen below.
-        ended_by_itself = await lifetime.until_stopping(answers, drain=2 * options.interval)
-        now = time.monotonic()
-        silent = now - watched.last_answer
+        ended_by_itself = await lifetime.until_stopping(answers, drain=0)
         if ended_by_itself:
-            watched.lost.append(LostConnection(0, "redis-cli ended by itself", now))
-        elif silent > max(DRAIN_SECONDS, 10 * options.interval):
-            reason = f"no answer for {silent:.3f} s, at the end"
-            watched.lost.append(LostConnection(0, reason, now))
-            sent = watched.last_answer + options.interval
-            out.request(0, sent, now, Verdict.UNANSWERED, 0)
-            watched.longest_wait = max(watched.longest_wait, now - sent)
+            lost = LostConnection(0, "redis-cli ended by itself", time.monotonic())
+            watched.lost.append(lost)
+        else:
+            await watched.one_more_answer(DRAIN_SECONDS + options.interval)
         await _end(child)
         await asyncio.wait({errors}, timeout=1)
         errors.cancel()

@@ -198,6 +198,18 @@ def test_a_connection_that_hangs_at_the_end_is_lost(
     assert (last["verdict"] == Verdict.UNANSWERED).all()
 
 
+def test_a_redis_cli_that_hangs_at_the_end_is_lost(
+    server: RedisServer, start: Start, tmp_path: Path
+) -> None:
+    client = start("redis-cli")
+    os.kill(server.process.pid, signal.SIGSTOP)
+    time.sleep(FREEZE_SECONDS)  # whatever was under way is read by now
+    summary = client.stop()
+    (lost,) = summary.lost
+    assert "no answer for" in lost.reason
+    assert records(tmp_path, "redis-cli")[-1]["verdict"] == Verdict.UNANSWERED
+
+
 def test_a_server_that_is_not_there_is_a_lost_connection(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
