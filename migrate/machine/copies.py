@@ -65,6 +65,10 @@ class RestoringCopy:
         self._going = asyncio.create_task(self._gate.go(options, self._on_notify))
         return await first_of(self._restored, self._failure())
 
+    def pids(self) -> list[int]:
+        """The processes in the copy's cgroup: its tasks, and CRIU."""
+        return [] if self._cgroup is None else self._cgroup.pids()
+
     async def resume(self) -> None:
         """Let CRIU go on to ``pre-resume``: past all that can fail, nothing has run yet."""
         self._go.set_result(True)

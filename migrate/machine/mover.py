@@ -285,6 +285,7 @@ class Mover:
         self._mark("restore")
 
     async def _hand_over(self) -> None:
+        assert self._copy is not None
         handover = self._handover = Handover(
             self._source,
             self._target,
@@ -293,7 +294,7 @@ class Mover:
             record_commit=self._record_commit,
             record=self._record_handover,
         )
-        self._target.collect(self._copy_init)
+        self._target.collect(self._copy_init, self._copy.pids())
         await handover.ready()
 
     async def _commit(self) -> None:

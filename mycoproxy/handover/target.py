@@ -1,6 +1,6 @@
 """The target of a handover in a network namespace of this machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 
 from mycoproxy.addresses import Endpoint
@@ -45,9 +45,12 @@ class LocalTarget:
         self._shield = Shield(self._nft, self._move)
         self._shield.raise_()
 
-    def collect(self, init_pid: int) -> None:
-        """Begin to take the sockets of the copy whose init is ``init_pid``; does not wait."""
-        self._collecting = self._worker.submit(lambda: take(tasks_of(init_pid)))
+    def collect(self, init_pid: int, pids: Iterable[int]) -> None:
+        """Begin to take the sockets of the copy whose init is ``init_pid``; does not wait.
+
+        ``pids`` are the processes of its cgroup; others may be among them (CRIU is).
+        """
+        self._collecting = self._worker.submit(lambda: take(tasks_of(init_pid, pids)))
 
     async def establish(
         self, connections: Sequence[Connection], addresses: Mapping[str, str]
