@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from mycoproxy.addresses import Endpoint, wire_address
 from mycoproxy.netfilter import abi
-from mycoproxy.netfilter.nfnetlink import Request, attribute, nested, parse, walk
+from mycoproxy.netfilter.nfnetlink import Request, attribute, attribute_header, nested, parse, walk
 
 # A list of elements is one attribute, and an attribute's length has 16 bits.
 _ELEMENTS_A_MESSAGE = 400
@@ -58,6 +58,8 @@ def _wire_address(address: str) -> str:
 
 def on_the_wire(endpoint: Endpoint) -> Endpoint:
     """The endpoint as packets have it: IPv4-mapped addresses are IPv4."""
+    if ":" not in endpoint.address:
+        return endpoint
     return Endpoint(_wire_address(endpoint.address), endpoint.port)
 
 
@@ -141,10 +143,28 @@ def _set_of(table: str, set_name: str) -> bytes:
 
 
 def _element(key: bytes, data: bytes) -> bytes:
-    fields = nested(abi.NFTA_SET_ELEM_KEY, attribute(abi.NFTA_DATA_VALUE, key))
-    if data:
-        fields += nested(abi.NFTA_SET_ELEM_DATA, attribute(abi.NFTA_DATA_VALUE, data))
-    return nested(abi.NFTA_LIST_ELEM, fields)
+    # Keys and addresses fill whole words; a port alone is padded.
+    if not data:
+        return _element_headers(len(key), 0)[0] + key + bytes(-len(key) % 4)
+    before, between = _element_headers(len(key), len(data))
+    return before + key + between + data
+
+
+@lru_cache(maxsize=32)
+def _element_headers(key_size: int, data_size: int) -> tuple[bytes, bytes]:
+    """What stands ahead of the key, and what between key and data, in an element."""
+    header, nest = attribute_header, abi.NLA_F_NESTED
+    key_room = key_size + -key_size % 4
+    data_room = 8 + data_size if data_size else 0
+    before = (
+        header(abi.NFTA_LIST_ELEM | nest, 8 + key_room + data_room)
+        + header(abi.NFTA_SET_ELEM_KEY | nest, 4 + key_room)
+        + header(abi.NFTA_DATA_VALUE, key_size)
+    )
+    between = header(abi.NFTA_SET_ELEM_DATA | nest, 4 + data_size) + header(
+        abi.NFTA_DATA_VALUE, data_size
+    )
+    return before, between
 
 
 def _value(data: bytes) -> bytes:

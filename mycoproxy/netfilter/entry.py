@@ -8,41 +8,40 @@ With a Service's DNAT, ``orig`` is client -> virtual IP, ``reply`` is workload -
 import socket
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter import abi
 from mycoproxy.netfilter.elements import on_the_wire, packed, read_address
-from mycoproxy.netfilter.nfnetlink import attribute, nested, parse
+from mycoproxy.netfilter.nfnetlink import attribute, attribute_header, nested, parse
 
 _PORT = struct.Struct(">Hxx")
-
-
-def _header(kind: int, size: int) -> bytes:
-    """The header of an attribute with ``size`` bytes in it."""
-    return attribute(kind, bytes(size))[:4]
 
 
 # A tuple has a fixed layout, and it is what a rebind encodes four times for each connection. So
 # everything but addresses and ports is made once.
 _PROTO_AND_SOURCE_PORT = (
-    _header(abi.CTA_TUPLE_PROTO | abi.NLA_F_NESTED, 24)
+    attribute_header(abi.CTA_TUPLE_PROTO | abi.NLA_F_NESTED, 24)
     + attribute(abi.CTA_PROTO_NUM, bytes([socket.IPPROTO_TCP]))
-    + _header(abi.CTA_PROTO_SRC_PORT, 2)
+    + attribute_header(abi.CTA_PROTO_SRC_PORT, 2)
 )
-_DESTINATION_PORT = _header(abi.CTA_PROTO_DST_PORT, 2)
+_DESTINATION_PORT = attribute_header(abi.CTA_PROTO_DST_PORT, 2)
 _ADDRESSES = {
     size: (
-        _header(abi.CTA_TUPLE_IP | abi.NLA_F_NESTED, 2 * (4 + size)) + _header(source, size),
-        _header(destination, size),
+        attribute_header(abi.CTA_TUPLE_IP | abi.NLA_F_NESTED, 2 * (4 + size))
+        + attribute_header(source, size),
+        attribute_header(destination, size),
     )
     for size, source, destination in (
         (4, abi.CTA_IP_V4_SRC, abi.CTA_IP_V4_DST),
         (16, abi.CTA_IP_V6_SRC, abi.CTA_IP_V6_DST),
     )
 }
+# By a tuple's length, that of its addresses.
+_ADDRESS_SIZES = {4 + 2 * (4 + size) + 4 + 24: size for size in _ADDRESSES}
 _TUPLE_HEADERS = {
-    (kind, size): _header(kind | abi.NLA_F_NESTED, 4 + 2 * (4 + size) + 4 + 24)
+    (kind, size): attribute_header(kind | abi.NLA_F_NESTED, 4 + 2 * (4 + size) + 4 + 24)
     for kind in (abi.CTA_TUPLE_ORIG, abi.CTA_TUPLE_REPLY)
     for size in (4, 16)
 }
@@ -149,8 +148,8 @@ def encode_entry(entry: ConntrackEntry) -> bytes:
     parts = [
         encode_name(entry),
         encode_tuple(abi.CTA_TUPLE_REPLY, entry.orig.reversed()),
-        attribute(abi.CTA_STATUS, struct.pack(">I", entry.status)),
-        attribute(abi.CTA_TIMEOUT, struct.pack(">I", entry.timeout)),
+        _encode_number(abi.CTA_STATUS, entry.status),
+        _encode_number(abi.CTA_TIMEOUT, entry.timeout),
     ]
     if entry.has_nat:
         # Both, even if one changes nothing: the kernel takes a port of its own choice for a side
@@ -158,7 +157,7 @@ def encode_entry(entry: ConntrackEntry) -> bytes:
         parts.append(_encode_nat(abi.CTA_NAT_DST, entry.reply.source))
         parts.append(_encode_nat(abi.CTA_NAT_SRC, entry.reply.destination))
     if entry.mark:
-        parts.append(attribute(abi.CTA_MARK, struct.pack(">I", entry.mark)))
+        parts.append(_encode_number(abi.CTA_MARK, entry.mark))
     if entry.labels:
         parts.append(attribute(abi.CTA_LABELS, entry.labels))
     if entry.tcp is not None:
@@ -173,13 +172,12 @@ def decode_entry(payload: bytes) -> ConntrackEntry | None:
     reply = _decode_tuple(fields[abi.CTA_TUPLE_REPLY])
     if orig is None or reply is None:
         return None
-    protoinfo = parse(fields.get(abi.CTA_PROTOINFO, b"")).get(abi.CTA_PROTOINFO_TCP)
     return ConntrackEntry(
         orig=orig,
         reply=reply,
         status=_number(fields.get(abi.CTA_STATUS)),
         timeout=_number(fields.get(abi.CTA_TIMEOUT)),
-        tcp=None if protoinfo is None else _decode_tcp(parse(protoinfo)),
+        tcp=_decode_tcp(fields.get(abi.CTA_PROTOINFO, b"")),
         mark=_number(fields.get(abi.CTA_MARK)),
         zone=_number(fields.get(abi.CTA_ZONE)),
         labels=fields.get(abi.CTA_LABELS, b"").rstrip(b"\0") and fields[abi.CTA_LABELS],
@@ -190,6 +188,13 @@ def _number(value: bytes | None) -> int:
     return int.from_bytes(value, "big") if value is not None else 0
 
 
+# Whole moves share these parts: one new address, a few negotiated options.
+@lru_cache(maxsize=1 << 12)
+def _encode_number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack(">I", value))
+
+
+@lru_cache(maxsize=1 << 12)
 def _encode_nat(kind: int, target: Endpoint) -> bytes:
     address = packed(target.address)
     lowest, highest = (
@@ -210,6 +215,7 @@ def _encode_nat(kind: int, target: Endpoint) -> bytes:
     )
 
 
+@lru_cache(maxsize=1 << 12)
 def _encode_tcp(tcp: TcpTracking) -> bytes:
     # struct nf_ct_tcp_flags: flags, mask. The scale is taken only where WINDOW_SCALE is set in
     # both directions (nlattr_to_tcp), which is also what a connection agrees on.
@@ -226,7 +232,13 @@ def _encode_tcp(tcp: TcpTracking) -> bytes:
     )
 
 
-def _decode_tcp(fields: dict[int, bytes]) -> TcpTracking:
+@lru_cache(maxsize=1 << 12)
+def _decode_tcp(protoinfo: bytes) -> TcpTracking | None:
+    tcp = parse(protoinfo).get(abi.CTA_PROTOINFO_TCP)
+    if tcp is None:
+        return None
+    fields = parse(tcp)
+
     def first(kind: int) -> int:
         return fields.get(kind, b"\0")[0]
 
@@ -244,6 +256,30 @@ def _decode_tcp(fields: dict[int, bytes]) -> TcpTracking:
 
 
 def _decode_tuple(payload: bytes) -> Direction | None:
+    size = _ADDRESS_SIZES.get(len(payload))
+    if size is None:  # a zone of its own for each direction, or an attribute not known here
+        return _decode_any_tuple(payload)
+    before, between = _ADDRESSES[size]
+    first, second, ports = 8, 8 + size + 4, 8 + size + 4 + size
+    if (
+        payload[:first] != before
+        or payload[first + size : second] != between
+        or payload[ports : ports + 16] != _PROTO_AND_SOURCE_PORT
+    ):
+        return _decode_any_tuple(payload)
+    return Direction(
+        Endpoint(
+            read_address(payload[first : first + size]),
+            int.from_bytes(payload[ports + 16 : ports + 18], "big"),
+        ),
+        Endpoint(
+            read_address(payload[second : second + size]),
+            int.from_bytes(payload[ports + 24 : ports + 26], "big"),
+        ),
+    )
+
+
+def _decode_any_tuple(payload: bytes) -> Direction | None:
     fields = parse(payload)
     ports = parse(fields[abi.CTA_TUPLE_PROTO])
     if ports[abi.CTA_PROTO_NUM][0] != socket.IPPROTO_TCP:

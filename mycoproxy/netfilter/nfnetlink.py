@@ -67,20 +67,28 @@ def attribute(kind: int, payload: bytes) -> bytes:
     return _ATTRIBUTE.pack(size, kind) + payload + bytes(-size % 4)
 
 
+def attribute_header(kind: int, size: int) -> bytes:
+    """The header alone, of an attribute with ``size`` bytes in it."""
+    return _ATTRIBUTE.pack(4 + size, kind)
+
+
 def nested(kind: int, *attributes: bytes) -> bytes:
     """An attribute that holds attributes."""
     return attribute(kind | abi.NLA_F_NESTED, b"".join(attributes))
 
 
-def walk(payload: bytes) -> Iterator[tuple[int, bytes]]:
+def walk(payload: bytes) -> list[tuple[int, bytes]]:
     """The attributes in ``payload``, in order: (type without its flags, payload)."""
-    offset, end = 0, len(payload)
-    while offset + 4 <= end:
-        size, kind = _ATTRIBUTE.unpack_from(payload, offset)
+    found: list[tuple[int, bytes]] = []
+    offset, end = 0, len(payload) - 4
+    unpack = _ATTRIBUTE.unpack_from
+    while offset <= end:
+        size, kind = unpack(payload, offset)
         if size < 4:
-            return
-        yield kind & abi.NLA_TYPE_MASK, payload[offset + 4 : offset + size]
+            break
+        found.append((kind & abi.NLA_TYPE_MASK, payload[offset + 4 : offset + size]))
         offset += (size + 3) & ~3
+    return found
 
 
 def parse(payload: bytes) -> dict[int, bytes]:

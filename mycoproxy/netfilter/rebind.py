@@ -15,7 +15,8 @@ address begin in the middle, and drop it where its rules want to see a SYN.
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
@@ -55,9 +56,8 @@ class Rebound:
 
 def rebound_entry(entry: ConntrackEntry, new_local: Endpoint) -> ConntrackEntry:
     """The entry that answers from ``new_local``: same original tuple, source NAT, mark, labels."""
-    return _lasting(
-        replace(entry, reply=Direction(on_the_wire(new_local), entry.reply.destination))
-    )
+    reply = Direction(on_the_wire(new_local), entry.reply.destination)
+    return _lasting(entry, entry.orig, reply)
 
 
 def admitted_entry(entry: ConntrackEntry, new_local: Mapping[Endpoint, Endpoint]) -> ConntrackEntry:
@@ -69,23 +69,39 @@ def admitted_entry(entry: ConntrackEntry, new_local: Mapping[Endpoint, Endpoint]
         orig = Direction(on_the_wire(new_local[entry.orig.source]), entry.orig.destination)
     else:
         orig = Direction(entry.orig.source, _new_address(entry, new_local))
-    return _lasting(replace(entry, orig=orig, reply=orig.reversed()))
+    return _lasting(entry, orig, orig.reversed())
 
 
-def _lasting(entry: ConntrackEntry) -> ConntrackEntry:
-    tcp = entry.tcp or TcpTracking(abi.TCP_CONNTRACK_ESTABLISHED)
-    established = abi.TCP_CONNTRACK_ESTABLISHED <= tcp.state < abi.TCP_CONNTRACK_CLOSE
-    return replace(
-        entry,
+def _lasting(entry: ConntrackEntry, orig: Direction, reply: Direction) -> ConntrackEntry:
+    """``entry`` under these tuples, in a form that can be inserted and goes on."""
+    return ConntrackEntry(
+        orig=orig,
+        reply=reply,
         status=abi.IPS_CONFIRMED | abi.IPS_SEEN_REPLY | abi.IPS_ASSURED,
         timeout=max(entry.timeout, _LEAST_TIMEOUT_SECONDS),
-        tcp=replace(
-            tcp,
-            state=tcp.state if established else abi.TCP_CONNTRACK_ESTABLISHED,
-            flags=(
-                tcp.flags[0] & _KEPT_FLAGS | abi.IP_CT_TCP_FLAG_BE_LIBERAL,
-                tcp.flags[1] & _KEPT_FLAGS | abi.IP_CT_TCP_FLAG_BE_LIBERAL,
-            ),
+        tcp=_picked_up(entry.tcp),
+        mark=entry.mark,
+        zone=entry.zone,
+        labels=entry.labels,
+    )
+
+
+def _restored(entry: ConntrackEntry) -> ConntrackEntry:
+    """An entry that was there before, in a form that can be inserted again."""
+    return _lasting(entry, entry.orig, entry.reply)
+
+
+@lru_cache(maxsize=1 << 10)
+def _picked_up(tcp: TcpTracking | None) -> TcpTracking:
+    if tcp is None:
+        tcp = TcpTracking(abi.TCP_CONNTRACK_ESTABLISHED)
+    live = abi.TCP_CONNTRACK_ESTABLISHED <= tcp.state < abi.TCP_CONNTRACK_CLOSE
+    return TcpTracking(
+        state=tcp.state if live else abi.TCP_CONNTRACK_ESTABLISHED,
+        wscale=tcp.wscale,
+        flags=(
+            tcp.flags[0] & _KEPT_FLAGS | abi.IP_CT_TCP_FLAG_BE_LIBERAL,
+            tcp.flags[1] & _KEPT_FLAGS | abi.IP_CT_TCP_FLAG_BE_LIBERAL,
         ),
     )
 
@@ -145,7 +161,7 @@ def undo(conntrack: Conntrack, hold: Hold, rebound: Sequence[Rebound]) -> None:
     Raises ``MycoError``.
     """
     _replace(
-        conntrack, hold, [(one.new, _lasting(one.old)) for one in rebound if one.old is not None]
+        conntrack, hold, [(one.new, _restored(one.old)) for one in rebound if one.old is not None]
     )
     conntrack.delete([one.new for one in rebound if one.old is None])
 
@@ -162,14 +178,12 @@ def _new_address(entry: ConntrackEntry, addresses: Mapping[Endpoint, Endpoint]) 
 def _replace(
     conntrack: Conntrack, hold: Hold, pairs: Sequence[tuple[ConntrackEntry, ConntrackEntry]]
 ) -> None:
-    taken = hold.hold(
-        flow for old, new in pairs for flow in dict.fromkeys((*_flows(old), *_flows(new)))
-    )
+    taken = hold.hold(flow for old, new in pairs for flow in (*_flows(old), _flows(new)[1]))
     try:
         refused = _replaced(conntrack, pairs)
         if refused:
             back = [
-                (new, _lasting(old))
+                (new, _restored(old))
                 for number, (old, new) in enumerate(pairs)
                 if number not in refused
             ]
