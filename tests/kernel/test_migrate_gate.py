@@ -310,7 +310,6 @@ def test_a_descriptor_that_comes_with_a_notification_reaches_runc_and_is_not_kep
     assert played.notes("runc", "read") == ["a terminal"]
 
 
-@pytest.mark.xfail(strict=True, reason="criu_stub.py: the received descriptors stay open, too")
 def test_inherited_descriptors_arrive_at_their_places_and_nowhere_else(played: Played) -> None:
     async def scenario() -> tuple[str, str]:
         pipe = os.pipe()
@@ -445,7 +444,6 @@ def test_refusing_ends_both_and_tells_runc_that_it_failed(played: Played) -> Non
     assert played.received("criu") == [b""], "CRIU never sees the request"
 
 
-@pytest.mark.xfail(strict=True, reason="Gate.refuse leaves the listener open: the stub waits")
 def test_refusing_ends_a_runc_that_has_not_asked_yet(played: Played) -> None:
     async def scenario() -> None:
         gate = played.open()

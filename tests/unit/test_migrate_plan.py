@@ -127,7 +127,6 @@ def test_a_file_without_fields_is_refused(tmp_path: Path, content: str) -> None:
     assert "the file" in refusal(path)
 
 
-@pytest.mark.xfail(strict=True, reason="plan.load does not catch UnicodeDecodeError")
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_bytes(b"\x7fELF\xff\xfe\x00\x80")

@@ -48,7 +48,6 @@ def test_the_wanted_result_comes_back_and_the_other_has_ended() -> None:
     assert run(scenario()) == (7, True)
 
 
-@pytest.mark.xfail(strict=True, reason="first_of does not await the wanted task that it cancels")
 def test_the_other_ones_failure_is_raised_and_the_wanted_one_has_ended() -> None:
     wanted = Ended()
 
