@@ -4,6 +4,8 @@
 >>> establish(new, state, local=Endpoint("10.0.2.7", 6379))   # doctest: +SKIP
 >>> release(new, state)           # doctest: +SKIP
 
+What the peer sends in between is kept by a ``Tap`` and delivered by ``inject``.
+
 ``capture`` and ``establish`` leave their socket in repair mode, in which closing it is silent;
 ``resume`` goes back, ``release`` goes on. See the modules for the kernel's order of things.
 """
@@ -13,6 +15,7 @@ from mycoproxy.tcp.capture import capture, discard, resume
 from mycoproxy.tcp.codec import decode, encode
 from mycoproxy.tcp.errors import CodecError, TcpError, UnsupportedSocketError, UnsupportedStateError
 from mycoproxy.tcp.establish import abort, establish, release
+from mycoproxy.tcp.replay import LostSegment, Tap, inject
 from mycoproxy.tcp.state import (
     Buffers,
     Negotiated,
@@ -27,9 +30,11 @@ from mycoproxy.tcp.state import (
 __all__ = [
     "Buffers",
     "CodecError",
+    "LostSegment",
     "Negotiated",
     "ReceiveQueue",
     "SendQueue",
+    "Tap",
     "TcpConnectionState",
     "TcpError",
     "TcpState",
@@ -44,6 +49,7 @@ __all__ = [
     "discard",
     "encode",
     "establish",
+    "inject",
     "release",
     "resume",
 ]
