@@ -36,10 +36,15 @@ def choose_path(
 ) -> Path:
     """What this node does for ``connection`` when its workload's address becomes ``new_address``.
 
-    ``entry`` is what conntrack here knows of it (``Conntrack.find``), ``local_addresses`` are this
-    namespace's own. NAT here wins over a client here: the client's socket then has another
-    address than the workload's, and only the entry knows both. An entry that only tracks a client
-    that is here is left alone: ``translate`` keeps conntrack on the tuple it knows.
+    ``entry`` is what conntrack here knows of it (``Conntrack.find``). ``local_addresses`` are this
+    namespace's own, given only if a socket here really has this connection, that is if the client
+    dialled the workload's address: a client of a Service on another node's NAT has its address
+    here as well, but knows the workload by the virtual one, and translating it would leave rules
+    behind that no packet matches.
+
+    NAT here wins over a client here: the client's socket then has another address than the
+    workload's, and only the entry knows both. An entry that only tracks a client that is here is
+    left alone: ``translate`` keeps conntrack on the tuple it knows.
     """
     if wire_address(new_address) == wire_address(connection.local.address):
         return Path.NOTHING
