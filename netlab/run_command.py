@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -120,6 +121,7 @@ def _figures(scenario: Scenario, outcome: Outcome, report: Report) -> dict[str, 
         **report.to_json(),
         "error": None if outcome.error is None else str(outcome.error),
         "rehomed": paths,
+        "uploads_in_freezes": [asdict(upload) for upload in outcome.uploads],
         "resets_seen": [
             f"{event.connection}, by the {'client' if event.from_client else 'server'}, "
             f"{_since(event.time, outcome)}"

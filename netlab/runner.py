@@ -26,6 +26,7 @@ from netlab.load.summary import ClientSummary
 from netlab.moving import move_pod
 from netlab.report import ClientRun, MoveTimes
 from netlab.scenario import Client, Move, Scenario, Wait
+from netlab.streams import UploadInFreeze, uploads_in_freezes
 
 Progress = Callable[[str], None]
 
@@ -43,6 +44,7 @@ class Outcome:
     clients: list[ClientRun] = field(default_factory=list)
     findings: Findings | None = None
     capture_drops: int = 0
+    uploads: list[UploadInFreeze] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     error: MycoError | None = None
 
@@ -202,7 +204,12 @@ class Runner:
         found = []
         for capture in captures:
             self._outcome.capture_drops += capture.stop().dropped
-            found.append(find(read_pcap(capture.path, capture.clock), servers, resumes))
+            packets = read_pcap(capture.path, capture.clock)
+            found.append(find(packets, servers, resumes))
+            summaries = [client.summary for client in self._outcome.clients]
+            self._outcome.uploads += uploads_in_freezes(
+                packets, servers, summaries, self._outcome.moves
+            )
         self._outcome.findings = merge(found)
 
     def _save(self, *directories: Path) -> None:

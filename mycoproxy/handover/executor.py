@@ -10,8 +10,9 @@ from mycoproxy.addresses import FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.machine import TABLE, Action, Event, State
 from mycoproxy.handover.peer import unreached
-from mycoproxy.handover.sides import Connection, Packet, Peer, Rehomed, Source, Target
+from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target
 from mycoproxy.statetable import Driver, Transition
+from mycoproxy.tcp import LostSegment
 
 T = TypeVar("T")
 
@@ -134,20 +135,23 @@ class Handover:
                 await self._source.release_hold()
 
     async def _go_live(self) -> None:
-        failure: Exception | None = None
-        lost: Sequence[Packet] = ()
-        try:
-            lost = await self._source.lost_packets()
-        except (MycoError, OSError) as error:
-            # The clients will send again what this would have delivered at once.
-            failure = error
-        self.replayed = await self._target.go_live(lost, self._addresses)
-        if failure is not None:
-            raise failure
+        lost: list[LostSegment] = []
+        failures: list[Exception] = []
+        kept = [self._source.lost_segments(), *(peer.lost_segments() for peer in self._peers)]
+        for segments in kept:
+            try:
+                lost += await segments
+            except (MycoError, OSError) as error:
+                # The clients will send again what this would have delivered at once.
+                failures.append(error)
+        self.replayed = await self._target.go_live(lost)
+        if failures:
+            raise failures[0]
 
     async def _rehome(self) -> None:
         names = [connection.four_tuple for connection in self.connections]
-        for done in await _all(*(peer.rehome(names, self._addresses) for peer in self._peers)):
+        rehoming = (peer.rehome(self.connections, self._addresses) for peer in self._peers)
+        for done in await _all(*rehoming):
             self.rehomed += done
         left = unreached(names, self.rehomed, self._addresses)
         if left:

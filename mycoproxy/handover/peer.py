@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pyroute2 import IPRoute
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
-from mycoproxy.handover.sides import Rehomed
+from mycoproxy.handover.sides import Connection, Rehomed
 from mycoproxy.namespaces import NamespaceWorker
-from mycoproxy.netfilter import rebind
 from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.paths import Path, choose_path
-from mycoproxy.netfilter.rebind import Rebound
+from mycoproxy.netfilter.rebind import Rebound, admit, rebind
+from mycoproxy.netfilter.rebind import undo as undo_rebind
 from mycoproxy.netfilter.translate import Move, Translate
 from mycoproxy.sockets import addresses_in_use
+from mycoproxy.tcp import LostSegment, Tap
 
 
 class LocalPeer:
@@ -37,6 +38,7 @@ class LocalPeer:
         self._own_addresses: frozenset[str] = frozenset()
         self._rebound: list[Rebound] = []
         self._moves: list[Move] = []
+        self._lost: list[LostSegment] = []
 
     async def prepare(self) -> None:
         """Open the sockets to the kernel and make the tables, so that re-homing is quick."""
@@ -53,14 +55,16 @@ class LocalPeer:
         self._own_addresses = _addresses_here()
 
     async def rehome(
-        self, connections: Sequence[FourTuple], addresses: Mapping[str, str]
+        self, connections: Sequence[Connection], addresses: Mapping[str, str]
     ) -> Sequence[Rehomed]:
         """See ``Peer``. Connections that do not pass here are left out of the result."""
         return await self._worker.run(self._rehome, connections, addresses)
 
     def _rehome(
-        self, connections: Sequence[FourTuple], addresses: Mapping[str, str]
+        self, moving: Sequence[Connection], addresses: Mapping[str, str]
     ) -> Sequence[Rehomed]:
+        states = {connection.four_tuple: connection.state for connection in moving}
+        connections = list(states)
         entries = self._conntrack.find(connections)
         clients_here = self._clients_here(connections)
         chosen: dict[FourTuple, Path] = {}
@@ -87,14 +91,25 @@ class LocalPeer:
             self._translate.add(moves)
             self._moves += moves
         if by_path[Path.REBIND]:
-            self._rebound += rebind.rebind(
-                self._conntrack,
-                self._hold,
-                [entries[connection] for connection in by_path[Path.REBIND]],
-                new_local,
-            )
+            with Tap() as tap:
+                self._rebound += rebind(
+                    self._conntrack,
+                    self._hold,
+                    [entries[connection] for connection in by_path[Path.REBIND]],
+                    new_local,
+                )
+                # Here a connection's packets have the name that the client gave it.
+                dialled = {
+                    FourTuple(entries[name].orig.destination, entries[name].orig.source): name
+                    for name in by_path[Path.REBIND]
+                }
+                lost = tap.lost(
+                    states[name].moved_to(local=local, remote=remote)
+                    for (local, remote), name in dialled.items()
+                )
+            self._lost += [segment.moved_to(dialled[segment.connection]) for segment in lost]
         if by_path[Path.ADMIT]:
-            self._rebound += rebind.admit(
+            self._rebound += admit(
                 self._conntrack,
                 [entries[connection] for connection in by_path[Path.ADMIT]],
                 new_local,
@@ -123,6 +138,10 @@ class LocalPeer:
             one for one in connections if FourTuple(_wire(one.local), _wire(one.remote)) in here
         )
 
+    async def lost_segments(self) -> Sequence[LostSegment]:
+        """See ``Peer``."""
+        return self._lost
+
     async def undo(self) -> None:
         """See ``Peer``."""
         await self._worker.run(self._undo)
@@ -135,7 +154,7 @@ class LocalPeer:
                 self._translate.add([move.reversed() for move in moves])
         finally:
             if rebound:
-                rebind.undo(self._conntrack, self._hold, rebound)
+                undo_rebind(self._conntrack, self._hold, rebound)
 
     async def close(self) -> None:
         """Remove what was only for the time of the move."""

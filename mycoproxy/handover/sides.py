@@ -8,15 +8,12 @@ method may be called after a step that was done in part, or not at all.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NewType, Protocol
+from typing import Protocol
 
 from mycoproxy.addresses import FourTuple
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
-from mycoproxy.tcp import TcpState
-
-#: A whole IP packet, from its IP header on.
-Packet = NewType("Packet", bytes)
+from mycoproxy.tcp import LostSegment, TcpState
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +47,14 @@ class Source(Protocol):
     async def capture(self) -> Sequence[Connection]:
         """Take every connection's state. The sockets stay behind in repair mode."""
 
-    async def lost_packets(self) -> Sequence[Packet]:
+    async def lost_segments(self) -> Sequence[LostSegment]:
         """What came in during the hold and is in no captured state."""
 
     async def resume(self) -> None:
         """Undo ``capture``: the sockets go on as they were."""
 
     async def release_hold(self) -> None:
-        """Undo ``hold``."""
+        """Undo ``hold``; what came in meanwhile is delivered."""
 
 
 class Peer(Protocol):
@@ -66,9 +63,12 @@ class Peer(Protocol):
     name: str
 
     async def rehome(
-        self, connections: Sequence[FourTuple], addresses: Mapping[str, str]
+        self, connections: Sequence[Connection], addresses: Mapping[str, str]
     ) -> Sequence[Rehomed]:
         """Make the paths that lead through here lead to the new addresses (old -> new)."""
+
+    async def lost_segments(self) -> Sequence[LostSegment]:
+        """What was dropped here meanwhile, by the connections' names on the source."""
 
     async def undo(self) -> None:
         """Make them lead back."""
@@ -82,10 +82,11 @@ class Target(Protocol):
     ) -> None:
         """Put every connection into its restored socket, which stays in repair mode."""
 
-    async def go_live(self, lost: Sequence[Packet], addresses: Mapping[str, str]) -> int:
-        """Lift the shield, leave repair mode, and deliver what was lost during the hold.
+    async def go_live(self, lost: Sequence[LostSegment]) -> int:
+        """Lift the shield, leave repair mode, and deliver what was lost meanwhile.
 
-        Returns how many packets were delivered.
+        ``lost`` has the connections' names on the source. Returns how many were delivered, with
+        those that the shield itself had kept away.
         """
 
     async def discard(self) -> None:

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 
 from mycoproxy.addresses import FourTuple
 from mycoproxy.errors import MycoError
-from mycoproxy.handover.sides import Connection, Packet
+from mycoproxy.handover.sides import Connection
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
 from mycoproxy.sockets import HeldSocket, HeldSockets, addresses_in_use, take, tasks_of
-from mycoproxy.tcp import Tap, TcpConnectionState, TcpState, capture, resume
+from mycoproxy.tcp import (
+    LostSegment,
+    Tap,
+    TcpConnectionState,
+    TcpState,
+    capture,
+    inject,
+    resume,
+)
 
 _SYN_RECV = 3  # include/net/tcp_states.h
 _POLL = 0.001  # seconds
@@ -119,7 +127,7 @@ class LocalSource:
     def _hold_all(self) -> Sequence[FourTuple]:
         names = [taken.name for taken in self._taken]
         # Ahead of the hold: the tap sees what netfilter drops.
-        self._tap = Tap(names)
+        self._tap = Tap()
         self._hold.hold(names)
         return names
 
@@ -134,15 +142,13 @@ class LocalSource:
             connections.append(Connection(taken.held.names, taken.state))
         return connections
 
-    async def lost_packets(self) -> Sequence[Packet]:
+    async def lost_segments(self) -> Sequence[LostSegment]:
         """See ``Source``."""
-        return await self._worker.run(self._lost_packets)
+        return await self._worker.run(self._lost_segments)
 
-    def _lost_packets(self) -> Sequence[Packet]:
-        if self._tap is None:
-            return []
+    def _lost_segments(self) -> Sequence[LostSegment]:
         states = [taken.state for taken in self._taken if taken.state is not None]
-        return [Packet(packet) for packet in self._tap.lost(states)]
+        return self._tap.lost(states) if self._tap is not None else ()
 
     async def resume(self) -> None:
         """See ``Source``."""
@@ -151,10 +157,9 @@ class LocalSource:
     def _resume(self) -> None:
         failures: list[Exception] = []
         for taken in self._taken:
-            state, taken.state = taken.state, None
-            if state is not None:
+            if taken.state is not None:
                 try:
-                    resume(taken.held.sock, state)
+                    resume(taken.held.sock, taken.state)
                 except (MycoError, OSError) as error:
                     failures.append(error)
         if failures:
@@ -162,7 +167,11 @@ class LocalSource:
 
     async def release_hold(self) -> None:
         """See ``Source``."""
-        await self._worker.run(self._hold.let_go, [taken.name for taken in self._taken])
+        await self._worker.run(self._release_hold)
+
+    def _release_hold(self) -> None:
+        self._hold.let_go([taken.name for taken in self._taken])
+        inject(self._lost_segments())
 
     async def silence(self) -> None:
         """Let nothing out of the namespace any more, whatever becomes of its sockets.

@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 
-from mycoproxy.addresses import Endpoint
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.peer import new_local_address
-from mycoproxy.handover.sides import Connection, Packet
+from mycoproxy.handover.sides import Connection
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
 from mycoproxy.sockets import HeldSocket, HeldSockets, match, take, tasks_of
-from mycoproxy.tcp import Tap, TcpState, abort, establish, inject, release
+from mycoproxy.tcp import LostSegment, Tap, TcpState, abort, establish, inject, release
 
 
 class TargetError(MycoError):
@@ -33,6 +33,7 @@ class LocalTarget:
         self._shield: Shield
         self._collecting: Future[HeldSockets] | None = None
         self._established: list[tuple[HeldSocket, TcpState]] = []
+        self._new_names: dict[FourTuple, FourTuple] = {}
         self._tap: Tap | None = None
 
     async def prepare(self) -> None:
@@ -44,6 +45,8 @@ class LocalTarget:
         self._opened = True
         self._shield = Shield(self._nft, self._move)
         self._shield.raise_()
+        # What the re-homed peers send is dropped by the shield, and delivered when it is lifted.
+        self._tap = Tap()
 
     def collect(self, init_pid: int, pids: Iterable[int]) -> None:
         """Begin to take the sockets of the copy whose init is ``init_pid``; does not wait.
@@ -68,21 +71,17 @@ class LocalTarget:
                 f"the copy has no closed socket for {len(matching.unmatched_source)} "
                 f"connections ({names}): CRIU did not restore them with tcp-close"
             )
-        moved = [
-            (held, connection.state.moved_to(local=_new_local(connection, addresses)))
-            for connection, held in matching.pairs
-        ]
-        # What the re-homed peers send from now on is dropped by the shield, and delivered later.
-        self._tap = Tap([state.connection for _, state in moved])
-        for held, state in moved:
+        for connection, held in matching.pairs:
+            state = connection.state.moved_to(local=_new_local(connection, addresses))
             establish(held.sock, state)
             self._established.append((held, state))
+            self._new_names[connection.four_tuple] = state.connection
 
-    async def go_live(self, lost: Sequence[Packet], addresses: Mapping[str, str]) -> int:
+    async def go_live(self, lost: Sequence[LostSegment]) -> int:
         """See ``Target``. Every connection is let live, also if one fails."""
-        return await self._worker.run(self._go_live, lost, addresses)
+        return await self._worker.run(self._go_live, lost)
 
-    def _go_live(self, lost: Sequence[Packet], addresses: Mapping[str, str]) -> int:
+    def _go_live(self, lost: Sequence[LostSegment]) -> int:
         self._shield.lift()
         failures: list[MycoError] = []
         for held, state in self._established:
@@ -91,12 +90,19 @@ class LocalTarget:
             except MycoError as error:
                 failures.append(error)
         states = [state for _, state in self._established]
-        here = self._tap.lost(states) if self._tap is not None else ()
-        inject(lost, addresses)
-        inject(here, {})
+        try:
+            elsewhere = [
+                segment.moved_to(self._new_names[segment.connection])
+                for segment in lost
+                if segment.connection in self._new_names
+            ]
+            here = self._tap.lost(states) if self._tap is not None else ()
+            delivered = inject([*elsewhere, *here])
+        except MycoError as error:
+            failures.append(error)
         if failures:
             raise TargetError("; ".join(str(failure) for failure in failures))
-        return len(lost) + len(here)
+        return delivered
 
     async def discard(self) -> None:
         """See ``Target``."""
