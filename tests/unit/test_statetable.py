@@ -1,8 +1,9 @@
 """The table and the loop that drives it, on a small machine: load, fire, and the way back."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Collection, Coroutine
 from enum import Enum
+from typing import Any
 
 import pytest
 
@@ -83,10 +84,13 @@ class Recording:
 
 
 def driver_of(
-    perform: Callable[[Action], Awaitable[None]],
+    perform: Callable[[Action], Coroutine[Any, Any, None]],
     record: Callable[[State, Event, Transition[State, Action]], None] | None = None,
+    **kinds: Collection[Action],
 ) -> Driver[State, Event, Action]:
-    return Driver(TABLE, done=Event.DONE, failed=Event.FAILED, perform=perform, record=record)
+    return Driver(
+        TABLE, done=Event.DONE, failed=Event.FAILED, perform=perform, record=record, **kinds
+    )
 
 
 def test_an_event_that_is_not_listed_is_an_error_that_names_state_and_event() -> None:
@@ -179,66 +183,128 @@ def test_a_record_that_fails_otherwise_is_a_bug_and_nothing_is_performed() -> No
     assert (driver.state, recording.performed) == (State.IDLE, [])
 
 
-@pytest.mark.parametrize(
-    "stop", [KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__
-)
-def test_an_interruption_is_undone_and_then_raised_again(stop: BaseException) -> None:
-    recording = Recording({Action.LOAD: stop})
-    driver = driver_of(recording.perform)
+class Waiting:
+    """Performs actions that last until they are told to end, so that they can be interrupted."""
 
-    async def feed() -> BaseException | None:
+    def __init__(self, **kinds: Collection[Action]) -> None:
+        self.begun: list[Action] = []
+        self.cut_short: list[Action] = []
+        self.fails: set[Action] = set()
+        self._may_end = asyncio.Event()
+        self._begins = asyncio.Condition()
+        self.driver = driver_of(self._perform, **kinds)
+        self.task = asyncio.create_task(self.driver.feed(Event.START))
+
+    async def _perform(self, action: Action) -> None:
+        async with self._begins:
+            self.begun.append(action)
+            self._begins.notify_all()
         try:
-            await driver.feed(Event.START)
-        except BaseException as raised:  # noqa: BLE001 - it must not end the event loop
-            return raised
-        return None
+            await self._may_end.wait()
+        except asyncio.CancelledError:
+            self.cut_short.append(action)
+            raise
+        if action in self.fails:
+            raise RuntimeError(f"cannot {action.value}")
 
-    assert asyncio.run(feed()) is stop
-    assert recording.performed == [Action.LOAD, Action.UNLOAD]
-    assert driver.state is State.EMPTY
-    assert isinstance(driver.errors[0], InterruptedActionError)
-    assert "load" in str(driver.errors[0])
+    async def until_begun(self, action: Action) -> None:
+        async with self._begins:
+            await self._begins.wait_for(lambda: action in self.begun)
 
+    async def cancel(self) -> None:
+        """Cancel, and give the cancellation time to do what it does."""
+        self.task.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
 
-def test_a_cancelled_task_undoes_the_action_that_it_was_in_before_it_ends() -> None:
-    performed: list[Action] = []
-
-    async def scenario() -> tuple[bool, Driver[State, Event, Action]]:
-        begun = asyncio.Event()
-
-        async def perform(action: Action) -> None:
-            performed.append(action)
-            if action is Action.LOAD:
-                begun.set()
-                await asyncio.get_running_loop().create_future()
-            else:
-                await asyncio.sleep(0)  # undoing may wait, too
-
-        driver = driver_of(perform)
-        task = asyncio.create_task(driver.feed(Event.START))
-        await begun.wait()
-        task.cancel()
-        await asyncio.wait({task}, timeout=10)
-        return task.cancelled(), driver
-
-    cancelled, driver = asyncio.run(scenario())
-    assert cancelled
-    assert performed == [Action.LOAD, Action.UNLOAD]
-    assert driver.state is State.EMPTY
+    async def end(self) -> bool:
+        """Let every action end; returns whether the cancellation was passed on."""
+        self._may_end.set()
+        await asyncio.wait({self.task})
+        return self.task.cancelled()
 
 
-def test_the_first_of_two_interruptions_is_the_one_that_is_raised() -> None:
-    first, second = KeyboardInterrupt("first"), KeyboardInterrupt("second")
-    recording = Recording({Action.LOAD: first, Action.UNLOAD: second})
-    driver = driver_of(recording.perform)
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(coroutine, 10))
 
-    async def feed() -> BaseException | None:
-        try:
-            await driver.feed(Event.START)
-        except KeyboardInterrupt as raised:
-            return raised
-        return None
 
-    assert asyncio.run(feed()) is first
-    assert driver.state is State.EMPTY
-    assert len(driver.errors) == 2
+def test_an_interruptible_action_is_cut_short_and_undone_and_the_cancellation_passed_on() -> None:
+    async def scenario() -> None:
+        waiting = Waiting(interruptible=[Action.LOAD])
+        await waiting.until_begun(Action.LOAD)
+        await waiting.cancel()
+        await waiting.until_begun(Action.UNLOAD)
+        assert waiting.cut_short == [Action.LOAD]
+        assert await waiting.end()
+        assert waiting.driver.state is State.EMPTY
+        assert isinstance(waiting.driver.errors[0], InterruptedActionError)
+        assert "load" in str(waiting.driver.errors[0])
+
+    run(scenario())
+
+
+def test_an_abortable_action_is_waited_for_and_then_undone() -> None:
+    async def scenario() -> None:
+        waiting = Waiting(abortable=[Action.LOAD])
+        await waiting.until_begun(Action.LOAD)
+        await waiting.cancel()
+        assert waiting.begun == [Action.LOAD]
+        assert await waiting.end()
+        assert waiting.begun == [Action.LOAD, Action.UNLOAD]
+        assert waiting.cut_short == []
+        assert waiting.driver.state is State.EMPTY
+
+    run(scenario())
+
+
+def test_an_abortable_action_that_fails_after_its_interruption_tells_of_both() -> None:
+    async def scenario() -> None:
+        waiting = Waiting(abortable=[Action.LOAD])
+        waiting.fails = {Action.LOAD}
+        await waiting.until_begun(Action.LOAD)
+        await waiting.cancel()
+        assert await waiting.end()
+        errors = waiting.driver.errors
+        assert [type(error) for error in errors] == [InterruptedActionError, RuntimeError]
+
+    run(scenario())
+
+
+def test_any_other_action_goes_on_as_if_nothing_had_happened() -> None:
+    async def scenario() -> None:
+        waiting = Waiting()
+        await waiting.until_begun(Action.LOAD)
+        await waiting.cancel()
+        assert await waiting.end()
+        assert waiting.begun == [Action.LOAD]
+        assert waiting.driver.state is State.LOADED
+        assert waiting.driver.errors == []
+
+    run(scenario())
+
+
+def test_undoing_is_not_cut_short_however_often_it_is_cancelled() -> None:
+    async def scenario() -> None:
+        waiting = Waiting(interruptible=[Action.LOAD])
+        await waiting.until_begun(Action.LOAD)
+        await waiting.cancel()
+        await waiting.until_begun(Action.UNLOAD)
+        for _ in range(3):
+            await waiting.cancel()
+        assert not waiting.task.done()
+        assert await waiting.end()
+        assert waiting.cut_short == [Action.LOAD]
+        assert len(waiting.driver.errors) == 1
+
+    run(scenario())
+
+
+def test_a_cancellation_that_was_passed_on_does_not_come_back_with_the_next_event() -> None:
+    async def scenario() -> None:
+        waiting = Waiting()
+        await waiting.until_begun(Action.LOAD)
+        await waiting.cancel()
+        assert await waiting.end()
+        assert await waiting.driver.feed(Event.GO) is State.FIRED
+
+    run(scenario())
