@@ -1,8 +1,8 @@
 """The netlink socket under netfilter, and the attributes its messages are made of.
 
-Why not pyroute2: its codec needs milliseconds where the kernel needs microseconds, and a handover
-sends one message or more for each connection. Why not libnftables alone: it reads the whole
-ruleset's chains and sets before each command, 4 ms on a node with 5,000 of them.
+Why not pyroute2: its conntrack socket needs 1 ms for a request (measured, 0.9.7) where the kernel
+needs 10 us, and a handover sends one or more for each connection. Why not libnftables alone: it
+reads the whole ruleset's chains and sets before each command, 4 ms on a node with 5,000 of them.
 
 A request is one netlink message. ``exchange`` sends many at once, each answered for itself;
 ``transaction`` sends many that happen together or not at all (nf_tables only).
