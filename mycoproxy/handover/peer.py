@@ -3,6 +3,7 @@
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 
@@ -10,18 +11,29 @@ from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.handover.sides import Connection, Rehomed
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.conntrack import Conntrack
+from mycoproxy.netfilter.entry import ConntrackEntry
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.paths import Path, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
 from mycoproxy.netfilter.rebind import undo as undo_rebind
 from mycoproxy.netfilter.translate import Move, Translate
-from mycoproxy.sockets import addresses_in_use
+from mycoproxy.sockets import SocketLookup
 from mycoproxy.tcp import LostSegment, Tap
 
 
+@dataclass(frozen=True, slots=True)
+class _Todo:
+    """What is to be done here for one connection."""
+
+    path: Path
+    new_address: str
+    entry: ConntrackEntry | None
+
+
 class LocalPeer:
-    """One peer node. ``prepare`` ahead of the freeze, ``close`` when the move has ended.
+    """One peer node. ``prepare`` ahead of the freeze, ``survey`` once the workload stands,
+    ``close`` when the move has ended.
 
     What ``rehome`` changed stays after ``close``: it lives as long as the connections do.
     """
@@ -33,12 +45,15 @@ class LocalPeer:
         self._opened = False
         self._nft: Nft
         self._conntrack: Conntrack
+        self._sockets: SocketLookup
         self._hold: Hold
         self._translate: Translate
         self._own_addresses: frozenset[str] = frozenset()
         self._rebound: list[Rebound] = []
         self._moves: list[Move] = []
         self._lost: list[LostSegment] = []
+        self._todo: dict[FourTuple, _Todo] | None = None
+        self._tap: Tap | None = None
 
     async def prepare(self) -> None:
         """Open the sockets to the kernel and make the tables, so that re-homing is quick."""
@@ -47,12 +62,33 @@ class LocalPeer:
     def _prepare(self) -> None:
         self._nft = Nft()
         self._conntrack = Conntrack()
+        self._sockets = SocketLookup()
         self._opened = True
         self._hold = Hold(self._nft, f"{self._move}-peer")
         self._hold.install()
         self._translate = Translate(self._nft)
         self._translate.install()
         self._own_addresses = _addresses_here()
+
+    async def survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
+        """See ``Peer``."""
+        await self._worker.run(self._survey, connections, addresses)
+
+    def _survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
+        entries = self._conntrack.find(connections)
+        clients_here = self._clients_here(connections)
+        self._todo = {}
+        for connection in connections:
+            new_address = new_local_address(connection, addresses)
+            entry = entries.get(connection)
+            path = choose_path(
+                connection,
+                new_address=new_address,
+                entry=entry,
+                local_addresses=self._own_addresses if connection in clients_here else (),
+            )
+            if path is not Path.NOTHING:
+                self._todo[connection] = _Todo(path, new_address, entry)
 
     async def rehome(
         self, connections: Sequence[Connection], addresses: Mapping[str, str]
@@ -61,60 +97,48 @@ class LocalPeer:
         return await self._worker.run(self._rehome, connections, addresses)
 
     def _rehome(
-        self, moving: Sequence[Connection], addresses: Mapping[str, str]
+        self, connections: Sequence[Connection], addresses: Mapping[str, str]
     ) -> Sequence[Rehomed]:
-        states = {connection.four_tuple: connection.state for connection in moving}
-        connections = list(states)
-        entries = self._conntrack.find(connections)
-        clients_here = self._clients_here(connections)
-        chosen: dict[FourTuple, Path] = {}
-        new_local: dict[Endpoint, Endpoint] = {}
-        for connection in connections:
-            new_address = new_local_address(connection, addresses)
-            new_local[connection.local] = Endpoint(new_address, connection.local.port)
-            path = choose_path(
-                connection,
-                new_address=new_address,
-                entry=entries.get(connection),
-                local_addresses=self._own_addresses if connection in clients_here else (),
-            )
-            if path is not Path.NOTHING:
-                chosen[connection] = path
-        by_path = {
-            path: [connection for connection, its in chosen.items() if its is path] for path in Path
-        }
+        if self._todo is None:
+            self._survey([connection.four_tuple for connection in connections], addresses)
+        todo = self._todo or {}
         moves = [
-            Move(connection, new_local[connection.local].address)
-            for connection in by_path[Path.TRANSLATE]
+            Move(name, one.new_address) for name, one in todo.items() if one.path is Path.TRANSLATE
         ]
         if moves:
             self._translate.add(moves)
             self._moves += moves
-        if by_path[Path.REBIND]:
-            with Tap() as tap:
-                self._rebound += rebind(
-                    self._conntrack,
-                    self._hold,
-                    [entries[connection] for connection in by_path[Path.REBIND]],
-                    new_local,
-                )
-                # Here a connection's packets have the name that the client gave it.
-                dialled = {
-                    FourTuple(entries[name].orig.destination, entries[name].orig.source): name
-                    for name in by_path[Path.REBIND]
-                }
-                lost = tap.lost(
-                    states[name].moved_to(local=local, remote=remote)
-                    for (local, remote), name in dialled.items()
-                )
-            self._lost += [segment.moved_to(dialled[segment.connection]) for segment in lost]
-        if by_path[Path.ADMIT]:
-            self._rebound += admit(
-                self._conntrack,
-                [entries[connection] for connection in by_path[Path.ADMIT]],
-                new_local,
-            )
-        return [Rehomed(self.name, connection, path) for connection, path in chosen.items()]
+        new_local = {
+            name.local: Endpoint(one.new_address, name.local.port) for name, one in todo.items()
+        }
+        self._rebind(connections, _entries(todo, Path.REBIND), new_local)
+        admitted = _entries(todo, Path.ADMIT)
+        if admitted:
+            self._rebound += admit(self._conntrack, admitted.values(), new_local)
+        return [Rehomed(self.name, name, one.path) for name, one in todo.items()]
+
+    def _rebind(
+        self,
+        connections: Sequence[Connection],
+        entries: Mapping[FourTuple, ConntrackEntry],
+        new_local: Mapping[Endpoint, Endpoint],
+    ) -> None:
+        if not entries:
+            return
+        # Here a connection's packets have the name that the client gave it.
+        dialled = {
+            FourTuple(entry.orig.destination, entry.orig.source): name
+            for name, entry in entries.items()
+        }
+        states = {one.four_tuple: one.state for one in connections}
+        self._tap = Tap()
+        self._rebound += rebind(self._conntrack, self._hold, entries.values(), new_local)
+        lost = self._tap.lost(
+            states[name].moved_to(local=local, remote=remote)
+            for (local, remote), name in dialled.items()
+            if name in states
+        )
+        self._lost += [segment.moved_to(dialled[segment.connection]) for segment in lost]
 
     def _clients_here(self, connections: Sequence[FourTuple]) -> frozenset[FourTuple]:
         """Those whose client is here *and* dialled the workload itself.
@@ -124,18 +148,18 @@ class LocalPeer:
         """
         if not any(wire_address(one.remote.address) in self._own_addresses for one in connections):
             return frozenset()
-        dialled = {
-            FourTuple(_wire(used.remote), _wire(used.local))
-            for used in addresses_in_use()
-            if used.remote is not None
-        }
         translated = {
             FourTuple(Endpoint(now, name.local.port), name.remote)
             for name, now in self._translate.list().items()
         }
-        here = dialled | translated
+        dialled = self._sockets.connected(
+            FourTuple(local=one.remote, remote=one.local) for one in connections
+        )
         return frozenset(
-            one for one in connections if FourTuple(_wire(one.local), _wire(one.remote)) in here
+            one
+            for one in connections
+            if FourTuple(local=one.remote, remote=one.local) in dialled
+            or FourTuple(_wire(one.local), _wire(one.remote)) in translated
         )
 
     async def lost_segments(self) -> Sequence[LostSegment]:
@@ -163,9 +187,13 @@ class LocalPeer:
 
     def _close(self) -> None:
         self._opened = False
+        if self._tap is not None:
+            # Only now: closing a packet socket waits for an RCU grace period, some 20 ms.
+            self._tap.close()
         self._hold.release()
         self._nft.close()
         self._conntrack.close()
+        self._sockets.close()
 
 
 def new_local_address(connection: FourTuple, addresses: Mapping[str, str]) -> str:
@@ -190,6 +218,12 @@ def unreached(
         if not led[connection]
         and new_local_address(connection, addresses) != wire_address(connection.local.address)
     ]
+
+
+def _entries(todo: Mapping[FourTuple, _Todo], path: Path) -> dict[FourTuple, ConntrackEntry]:
+    return {
+        name: one.entry for name, one in todo.items() if one.path is path and one.entry is not None
+    }
 
 
 def _wire(endpoint: Endpoint) -> Endpoint:

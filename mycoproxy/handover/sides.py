@@ -62,6 +62,10 @@ class Peer(Protocol):
 
     name: str
 
+    async def survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
+        """Find out what there is to do here; changes nothing. While the workload already stands,
+        ahead of the handover, so that it does not add to it."""
+
     async def rehome(
         self, connections: Sequence[Connection], addresses: Mapping[str, str]
     ) -> Sequence[Rehomed]:

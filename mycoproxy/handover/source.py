@@ -104,14 +104,15 @@ class LocalSource:
         if self._opened:
             await self._worker.run(self._hold.release_new)
 
-    async def collect(self) -> None:
+    async def collect(self) -> Sequence[FourTuple]:
         """Take a duplicate of every connection's socket. The tasks must stand.
 
-        Raises ``SourceError`` for a connection that cannot be moved, by name.
+        Returns the connections' names. Raises ``SourceError`` for a connection that cannot be
+        moved, by name.
         """
-        await self._worker.run(self._collect)
+        return await self._worker.run(self._collect)
 
-    def _collect(self) -> None:
+    def _collect(self) -> Sequence[FourTuple]:
         self._sockets = take(tasks_of(self._init_pid))
         for held in self._sockets.connections:
             if held.connection is None or held.state != TcpConnectionState.ESTABLISHED:
@@ -119,6 +120,7 @@ class LocalSource:
                 state = TcpConnectionState(held.state).name
                 raise SourceError(f"connection {name} is in state {state}; only ESTABLISHED moves")
             self._taken.append(_Taken(held, held.connection))
+        return [taken.name for taken in self._taken]
 
     async def hold(self) -> Sequence[FourTuple]:
         """See ``Source``."""
