@@ -43,8 +43,8 @@ def document() -> str:
             INTRO,
             *chapter(
                 "The migration",
-                "`migrate/machine/machine.py`. The handover below is one step of it; its commit and\n"
-                "its going live are driven from here.",
+                "`migrate/machine/machine.py`. The handover below is one step of it; its commit\n"
+                "and its going live are driven from here.",
                 migration.__doc__,
                 migration.TABLE,
                 back_from=(migration.State.ABORTING, migration.State.UNDRAINING),
@@ -52,7 +52,7 @@ def document() -> str:
             "",
             *chapter(
                 "The handover",
-                "`mycoproxy/handover/machine.py`. The only moment in which a connection is nowhere.",
+                "`mycoproxy/handover/machine.py`. The one moment in which a connection is nowhere.",
                 handover.__doc__,
                 handover.TABLE,
                 back_from=(handover.State.DISCARDING,),
