@@ -11,10 +11,11 @@ What the peer sends in between is kept by a ``Tap`` and delivered by ``inject``.
 """
 
 from mycoproxy.tcp.abi import TcpConnectionState
-from mycoproxy.tcp.capture import capture, discard, resume
+from mycoproxy.tcp.capture import capture, discard
 from mycoproxy.tcp.codec import decode, encode
 from mycoproxy.tcp.errors import CodecError, TcpError, UnsupportedSocketError, UnsupportedStateError
-from mycoproxy.tcp.establish import abort, establish, release
+from mycoproxy.tcp.establish import abort, establish
+from mycoproxy.tcp.live import release, resume
 from mycoproxy.tcp.replay import LostSegment, Tap, inject
 from mycoproxy.tcp.state import (
     Buffers,

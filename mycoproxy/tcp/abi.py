@@ -5,7 +5,7 @@ the same on every architecture whose byte order is native to ``struct``.
 """
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 # include/uapi/linux/tcp.h
@@ -59,14 +59,12 @@ TCPOPT_TIMESTAMP: Final = 8
 TCP_MAX_WSCALE: Final = 14
 
 
-class InfoOption(IntFlag):
-    """``tcpi_options`` (include/uapi/linux/tcp.h)."""
-
-    TIMESTAMPS = 1
-    SACK = 2
-    WSCALE = 4
-    ECN = 8
-    USEC_TS = 64  # Linux 6.7
+# tcpi_options (include/uapi/linux/tcp.h). Plain numbers: operators of IntFlag take a microsecond.
+TCPI_OPT_TIMESTAMPS: Final = 1
+TCPI_OPT_SACK: Final = 2
+TCPI_OPT_WSCALE: Final = 4
+TCPI_OPT_ECN: Final = 8
+TCPI_OPT_USEC_TS: Final = 64  # Linux 6.7
 
 
 class TcpConnectionState(IntEnum):

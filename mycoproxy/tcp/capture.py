@@ -13,7 +13,7 @@ import socket
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.tcp import abi, repair
-from mycoproxy.tcp.abi import InfoOption, TcpConnectionState
+from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
 from mycoproxy.tcp.state import (
     Buffers,
@@ -41,7 +41,8 @@ def capture(sock: socket.socket) -> TcpState:
     """
     if sock.type != socket.SOCK_STREAM or sock.proto not in (0, _TCP):
         raise UnsupportedSocketError(f"{sock} is not a TCP socket")
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+    family = sock.family  # an enum conversion each time it is read
+    if family not in (socket.AF_INET, socket.AF_INET6):
         raise UnsupportedSocketError(f"{sock} is neither IPv4 nor IPv6")
     reuse_address = bool(sock.getsockopt(_SOCKET, socket.SO_REUSEADDR))
     try:
@@ -52,24 +53,13 @@ def capture(sock: socket.socket) -> TcpState:
             raise UnsupportedStateError(state, None) from error
         raise TcpError(f"cannot enter repair mode (CAP_NET_ADMIN needed): {error}") from error
     try:
-        return _read(sock, reuse_address=reuse_address)
+        return _read(sock, family=family, reuse_address=reuse_address)
     except OSError as error:
         _leave(sock, reuse_address=reuse_address)
         raise TcpError(f"cannot capture {_name(sock) or sock}: {error}") from error
     except TcpError:
         _leave(sock, reuse_address=reuse_address)
         raise
-
-
-def resume(sock: socket.socket, state: TcpState | None = None) -> None:
-    """Undo ``capture``: the connection goes on where it was.
-
-    Sends a window probe, by which the peer learns that we are back. SO_REUSEADDR, which the
-    kernel clears here, is set to what ``state`` says; without a state it is set, because that is
-    the side on which no server's restart can fail with EADDRINUSE. Raises ``OSError``.
-    """
-    repair.leave(sock)
-    _set_reuse_address(sock, state is None or state.reuse_address)
 
 
 def discard(sock: socket.socket) -> None:
@@ -80,11 +70,7 @@ def discard(sock: socket.socket) -> None:
 def _leave(sock: socket.socket, *, reuse_address: bool) -> None:
     """Back to normal after a failed capture. No probe: the peer need not know."""
     repair.leave(sock, probe=False)
-    _set_reuse_address(sock, reuse_address)
-
-
-def _set_reuse_address(sock: socket.socket, value: bool) -> None:
-    sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(value))
+    sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(reuse_address))
 
 
 def _name(sock: socket.socket) -> FourTuple | None:
@@ -94,7 +80,7 @@ def _name(sock: socket.socket) -> FourTuple | None:
         return None
 
 
-def _read(sock: socket.socket, *, reuse_address: bool) -> TcpState:
+def _read(sock: socket.socket, *, family: socket.AddressFamily, reuse_address: bool) -> TcpState:
     info = abi.INFO_HEAD.unpack(sock.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_HEAD.size))
     state = TcpConnectionState(info[0])
     if state is not TcpConnectionState.ESTABLISHED:
@@ -115,7 +101,7 @@ def _read(sock: socket.socket, *, reuse_address: bool) -> TcpState:
     # Nothing that the task may do by accident should reach a queue.
     repair.select_queue(sock, abi.TCP_NO_QUEUE)
     return TcpState(
-        family=sock.family,
+        family=family,
         local=Endpoint(*local[:2]),
         remote=Endpoint(*remote[:2]),
         state=state,
@@ -135,19 +121,21 @@ def _read(sock: socket.socket, *, reuse_address: bool) -> TcpState:
 
 def _negotiated(sock: socket.socket, *, options: int, scales: int) -> Negotiated:
     timestamps = None
-    if options & InfoOption.TIMESTAMPS:
+    if options & abi.TCPI_OPT_TIMESTAMPS:
         value = abi.U32.unpack(sock.getsockopt(_TCP, abi.TCP_TIMESTAMP, abi.U32.size))[0]
         # Up to the next even number: an older kernel's lowest bit is part of its clock, and the
         # clock must not go back (PAWS).
-        microseconds = bool(options & InfoOption.USEC_TS)
+        microseconds = bool(options & abi.TCPI_OPT_USEC_TS)
         clock = value & ~1 if microseconds else (value + 1) & 0xFFFFFFFE
         timestamps = Timestamps(clock, microseconds)
     return Negotiated(
         mss_clamp=sock.getsockopt(_TCP, abi.TCP_MAXSEG),
-        window_scale=WindowScale(scales & 15, scales >> 4) if options & InfoOption.WSCALE else None,
-        sack=bool(options & InfoOption.SACK),
+        window_scale=WindowScale(scales & 15, scales >> 4)
+        if options & abi.TCPI_OPT_WSCALE
+        else None,
+        sack=bool(options & abi.TCPI_OPT_SACK),
         timestamps=timestamps,
-        ecn=bool(options & InfoOption.ECN),
+        ecn=bool(options & abi.TCPI_OPT_ECN),
     )
 
 

@@ -1,4 +1,4 @@
-"""Put a captured connection into a closed socket, and let it go live.
+"""Put a captured connection into a closed socket.
 
 Order, and why (compare CRIU's ``soccr/soccr.c``):
 
@@ -7,13 +7,14 @@ Order, and why (compare CRIU's ``soccr/soccr.c``):
    computed in connect (with TCP_REPAIR_OPTIONS alone it starts at 524 bytes);
 3. connect, which in repair mode sends nothing;
 4. negotiated options, our timestamp clock;
-5. buffers large enough for the queues; the receive queue; what was sent and not acknowledged;
+5. buffers large enough for the queues; the receive queue; what was sent and not acknowledged; the
+   receive buffer's own size again, lest a window be announced that it does not have;
 6. the window, last: writing the queues changes it; its clamp after it, which thereby learns that
    such a window was announced already (``tcp_set_window_clamp``, net/ipv4/tcp.c).
 
-Nothing was sent so far, and closing the socket is still silent. ``release`` is the point of going
-live: only there the bytes follow that were never sent, because in repair mode everything that is
-written counts as sent.
+Nothing was sent so far, and closing the socket is still silent. ``release`` (in ``live``) is the
+point of going live: only there the bytes follow that were never sent, because in repair mode
+everything that is written counts as sent.
 """
 
 import errno
@@ -107,39 +108,6 @@ def abort(sock: socket.socket) -> None:
     repair.leave(sock, probe=False)
 
 
-def release(sock: socket.socket, state: TcpState) -> None:
-    """Go live: leave repair mode (sends a window probe) and send what was never sent.
-
-    Call it **after the shield is lifted** (what it sends would be lost, and a socket without a
-    round trip estimate waits a second before it sends again) and **before the task runs** (which
-    could write ahead of the unsent bytes). The peer's answer to the probe acknowledges all that
-    it has. Every unsent byte is in the socket's send buffer afterwards; then the buffers get the
-    sizes they had, auto-tuned if they were. Raises ``TcpError``; the connection is live then.
-    """
-    try:
-        repair.leave(sock)
-        sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(state.reuse_address))
-        if state.send.unsent:
-            _send_unsent(sock, state.send.unsent)
-        repair.force_buffer_sizes(sock, send=state.buffers.send, receive=state.buffers.receive)
-        repair.set_buffer_lock(sock, state.buffers.lock)
-        if state.receive.data:
-            _wake_readers(sock)
-    except OSError as error:
-        raise TcpError(f"cannot release {state.connection}: {error}") from error
-
-
-def _wake_readers(sock: socket.socket) -> None:
-    """Tell whoever waits that there is something to read.
-
-    Filling the receive queue in repair mode wakes nobody, and an edge-triggered epoll would wait
-    for the *next* byte. Setting SO_RCVLOWAT, to any value, does it (``tcp_set_rcvlowat``,
-    net/ipv4/tcp.c).
-    """
-    low_water = sock.getsockopt(_SOCKET, socket.SO_RCVLOWAT)
-    sock.setsockopt(_SOCKET, socket.SO_RCVLOWAT, low_water)
-
-
 def _bind(sock: socket.socket, local: Endpoint) -> None:
     try:
         sock.bind(local)
@@ -167,14 +135,12 @@ def _set_negotiated(sock: socket.socket, negotiated: Negotiated) -> None:
 
 def _fill_queues(sock: socket.socket, state: TcpState) -> None:
     queued = len(state.send.sent) + len(state.send.unsent)
-    repair.force_buffer_sizes(
-        sock,
-        send=_room(state.buffers.send, queued),
-        receive=_room(state.buffers.receive, len(state.receive.data)),
-    )
+    repair.force_send_buffer(sock, _room(state.buffers.send, queued))
     if state.receive.data:
+        repair.force_receive_buffer(sock, _room(state.buffers.receive, len(state.receive.data)))
         repair.select_queue(sock, abi.TCP_RECV_QUEUE)
         repair.write_queue(sock, state.receive.data)
+    repair.force_receive_buffer(sock, state.buffers.receive)
     if state.send.sent:
         repair.select_queue(sock, abi.TCP_SEND_QUEUE)
         repair.write_queue(sock, state.send.sent)
@@ -182,13 +148,3 @@ def _fill_queues(sock: socket.socket, state: TcpState) -> None:
 
 def _room(size: int, queued: int) -> int:
     return min(size + queued * _OVERHEAD_FACTOR + _OVERHEAD_BYTES, _LARGEST_BUFFER)
-
-
-def _send_unsent(sock: socket.socket, data: bytes) -> None:
-    """Write ``data`` past TCP_NOTSENT_LOWAT, which may be the task's own."""
-    low_water = sock.getsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, abi.U32.size)
-    sock.setsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, abi.U32.pack(0xFFFFFFFF))
-    try:
-        repair.write_queue(sock, data)
-    finally:
-        sock.setsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, low_water)

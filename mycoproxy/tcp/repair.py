@@ -79,14 +79,18 @@ def disconnect(sock: socket.socket) -> None:
     sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def force_buffer_sizes(sock: socket.socket, *, send: int, receive: int) -> None:
-    """Set both buffers, in the kernel's bytes, above net.core.*mem_max too.
+def force_send_buffer(sock: socket.socket, size: int) -> None:
+    """Set the send buffer, in the kernel's bytes, above net.core.wmem_max too.
 
-    SO_*BUF take half of what they give (the kernel doubles it for its own overhead). Both sizes
-    are locked afterwards: no auto-tuning until ``set_buffer_lock``.
+    SO_SNDBUFFORCE takes half of what it gives (the kernel doubles it for its own overhead). The
+    size is locked afterwards: no auto-tuning until ``set_buffer_lock``.
     """
-    sock.setsockopt(socket.SOL_SOCKET, abi.SO_SNDBUFFORCE, (send + 1) // 2)
-    sock.setsockopt(socket.SOL_SOCKET, abi.SO_RCVBUFFORCE, (receive + 1) // 2)
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_SNDBUFFORCE, (size + 1) // 2)
+
+
+def force_receive_buffer(sock: socket.socket, size: int) -> None:
+    """The same for the receive buffer."""
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_RCVBUFFORCE, (size + 1) // 2)
 
 
 def buffer_lock(sock: socket.socket) -> int:

@@ -1,13 +1,14 @@
 """A client and two places its server can be: the lab of the tcp kernel tests.
 
 The server's address is on the loopback of both places; the client's route decides which of them
-it talks to. Moving the route is the re-homing, and a place without the address neither answers
-nor resets: that is hold and shield in one.
+it talks to. Moving the route is the re-homing. The target has a shield, which drops what comes
+from outside until the connection is there: moving the route early is a hold on the source.
 """
 
 import os
 import select
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +21,16 @@ from mycoproxy.tcp import abi, repair
 V4 = "10.99.0.1"
 V6 = "fd99::1"
 DEADLINE = 10.0
+
+SHIELD = """
+table inet lab {
+    chain shield {
+        type filter hook prerouting priority raw; policy accept;
+        iif != lo meta l4proto tcp drop
+    }
+}
+"""
+LIFT = "delete table inet lab\n"
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
@@ -43,14 +54,14 @@ def receive_exactly(sock: socket.socket, count: int) -> bytes:
     return b"".join(parts)
 
 
-def fill(sock: socket.socket) -> bytes:
+def fill(sock: socket.socket, chunk: int = 65536) -> bytes:
     """Write until the kernel takes no single byte more for 50 ms; return what it took."""
     sock.setblocking(False)
     data = memoryview(os.urandom(48 << 20))
     taken = 0
     while taken < len(data):
         try:
-            taken += sock.send(data[taken : taken + 65536])
+            taken += sock.send(data[taken : taken + chunk])
         except BlockingIOError:
             # The window may open while the peer's buffer grows, without EPOLLOUT's free third.
             select.select([], [sock], [], 0.05)
@@ -92,8 +103,7 @@ class Move:
         for link in (self.to_a, self.to_b):
             link.right.set_route("default", gateway=link.left_v4)
             link.right.set_route("::/0", gateway=link.left_v6)
-            # Drop, not refuse, what comes for an address that is not here.
-            link.right.sysctl("net.ipv4.conf.all.forwarding", 0)
+        self.shield("b", up=True)
         self.address("a", present=True)
         self.route_to("a")
 
@@ -105,6 +115,13 @@ class Move:
     def server_address(self) -> str:
         """As the server's socket names it."""
         return {"v4": V4, "v6": V6, "mapped": f"::ffff:{V4}"}[self.kind]
+
+    def shield(self, place: str, *, up: bool) -> None:
+        """Drop, or no longer drop, all TCP that comes from outside."""
+        node = getattr(self, place)
+        node.call(
+            subprocess.run, ["nft", "-f", "-"], input=SHIELD if up else LIFT, text=True, check=True
+        )
 
     def address(self, place: str, *, present: bool) -> None:
         """Put the server's addresses on a place, or take them off."""
@@ -166,7 +183,9 @@ class Move:
     def move(self, state: tcp.TcpState | None = None) -> tcp.TcpState:
         """The whole move, over the wire format; the source is closed silently."""
         state = tcp.decode(tcp.encode(state or self.capture()))
-        tcp.release(self.establish(state), state)
+        self.establish(state)
+        self.shield("b", up=False)
+        tcp.release(self.moved, state)
         self.server.close()
         return state
 

@@ -87,6 +87,7 @@ def test_the_task_wakes_up_with_its_connection(
             state = move.capture()
             move.address("b", present=True)
             tcp.establish(mine, state)
+            move.shield("b", up=False)
             tcp.release(mine, state)
         move.server.close()
         os.kill(task.pid, signal.SIGCONT)

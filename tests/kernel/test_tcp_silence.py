@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from tcp_lab import Move, exchange, receive_exactly
+from tcp_lab import Move, exchange, fill, receive_exactly
 
 from mycoproxy import tcp
 from mycoproxy.addresses import Endpoint
@@ -22,12 +22,14 @@ RST, FIN = 4, 1
 VNET_HEADER = struct.Struct("=BBHHHH")  # linux/virtio_net.h; the fourth is gso_size
 ETHERNET_HEADER = 14
 PACKET_VNET_HDR = 15  # linux/if_packet.h
+PACKET_OUTGOING = 4
 SOL_PACKET = 263
 
 
 class Segment(NamedTuple):
     """``length`` is the payload's; ``size`` that of the pieces it will be cut into (TSO)."""
 
+    outgoing: bool
     flags: int
     length: int
     size: int
@@ -48,7 +50,7 @@ class Sniffer:
         found = []
         while True:
             try:
-                frame = self._sock.recv(1 << 17)
+                frame, address = self._sock.recvfrom(1 << 17)
             except BlockingIOError:
                 return found
             gso_size = VNET_HEADER.unpack_from(frame)[3]
@@ -58,7 +60,12 @@ class Sniffer:
                 total = struct.unpack_from("!H", packet, 2)[0]
                 offset, flags = packet[header + 12] >> 4, packet[header + 13]
                 length = total - header - offset * 4
-                found.append(Segment(flags, length, gso_size or length))
+                outgoing = address[2] == PACKET_OUTGOING
+                found.append(Segment(outgoing, flags, length, gso_size or length))
+
+    def sent(self) -> list[Segment]:
+        """Of those, what the node sent itself."""
+        return [segment for segment in self.segments() if segment.outgoing]
 
     def close(self) -> None:
         self._sock.close()
@@ -100,7 +107,7 @@ def test_closing_a_captured_socket_sends_nothing(move: Move) -> None:
     sniffer = sniff(move, "a")
     tcp.capture(move.server)
     move.server.close()
-    assert sniffer.segments() == []
+    assert sniffer.sent() == []
 
 
 def test_closing_a_discarded_socket_sends_nothing_even_with_unread_bytes(move: Move) -> None:
@@ -110,7 +117,7 @@ def test_closing_a_discarded_socket_sends_nothing_even_with_unread_bytes(move: M
     sniffer = sniff(move, "a")
     tcp.discard(move.server)
     move.server.close()
-    assert [s for s in sniffer.segments() if s.flags & (RST | FIN)] == []
+    assert [s for s in sniffer.sent() if s.flags & (RST | FIN)] == []
 
 
 def test_closing_an_established_socket_before_release_sends_nothing(move: Move) -> None:
@@ -121,7 +128,7 @@ def test_closing_an_established_socket_before_release_sends_nothing(move: Move) 
     state = move.capture()
     sniffer = sniff(move, "b")
     move.establish(state).close()
-    assert sniffer.segments() == []
+    assert sniffer.sent() == []
 
 
 def test_abort_is_silent_and_the_socket_can_be_established_again(move: Move) -> None:
@@ -132,9 +139,10 @@ def test_abort_is_silent_and_the_socket_can_be_established_again(move: Move) -> 
     sniffer = sniff(move, "b")
     sock = move.establish(state)
     tcp.abort(sock)
-    assert sniffer.segments() == []
+    assert sniffer.sent() == []
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
     tcp.establish(sock, state)
+    move.shield("b", up=False)
     tcp.release(sock, state)
     exchange(move.client, sock)
 
@@ -149,7 +157,7 @@ def test_a_failed_establish_leaves_a_closed_silent_socket(move: Move) -> None:
         tcp.establish(sock, state)  # the address is not there yet
     assert repair.connection_state(sock) is tcp.TcpConnectionState.CLOSE
     sock.close()
-    assert sniffer.segments() == []
+    assert sniffer.sent() == []
     # and the source can still take over
     move.route_to("a")
     tcp.resume(move.server, state)
@@ -166,8 +174,30 @@ def test_the_first_segment_after_a_move_is_of_full_size(move: Move, mtu: int) ->
     data = bytes(3 * mtu)
     move.moved.sendall(data)
     assert receive_exactly(move.client, len(data)) == data
-    first = next(s for s in sniffer.segments() if s.length)
+    first = next(s for s in sniffer.sent() if s.length)
     assert first.size == mtu - 20 - 20 - 12  # IPv4, TCP, timestamps
+
+
+@pytest.mark.parametrize("chunk", [65536, 16])
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "rolled-back"])
+def test_a_full_upload_goes_on_with_the_first_read(move: Move, chunk: int, moved: bool) -> None:
+    """The client believes in a closed window, and would ask for itself only much later."""
+    move.build()
+    move.connect(SO_RCVBUF=20_000, SO_SNDBUF=400_000)
+    data = fill(move.client, chunk)
+    state = move.capture()
+    if moved:
+        move.move(state)
+    else:
+        move.route_to("a")
+        tcp.resume(move.server, state)
+    reader = move.moved if moved else move.server
+    sniffer = sniff(move, "b" if moved else "a")
+    got = reader.recv(1 << 20)
+    assert got == state.receive.data
+    assert sniffer.segments()[0].outgoing  # our window update, not the client's question
+    assert got + receive_exactly(reader, len(data) - len(got)) == data
+    exchange(move.client, reader)
 
 
 def test_a_listening_socket_is_refused_by_name(network: Any) -> None:

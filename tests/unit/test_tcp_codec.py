@@ -153,7 +153,7 @@ def test_the_error_names_the_field(index: int, value: Any, named: str) -> None:
 def test_a_scoped_address_is_refused() -> None:
     fields = msgpack.unpackb(tcp.encode(STATE))
     fields[2:5] = [6, ["fe80::1%eth0", 1], ["fe80::2", 1]]
-    with pytest.raises(tcp.CodecError, match="local: an address without scope"):
+    with pytest.raises(tcp.CodecError, match=r"local: .* without scope"):
         tcp.decode(msgpack.packb(fields))
 
 

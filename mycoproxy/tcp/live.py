@@ -1,0 +1,103 @@
+"""Leave repair mode: a captured connection goes on where it was, an established one goes live.
+
+Leaving sends a window probe. The peer answers it with what it has acknowledged so far, which
+settles the bytes that were sent and not acknowledged in one round trip. That is all the probe
+does: its sequence number is before the peer's window, so the peer looks neither at its
+acknowledgement nor at its window (``tcp_validate_incoming``, net/ipv4/tcp_input.c).
+"""
+
+import socket
+
+from mycoproxy.tcp import abi, repair
+from mycoproxy.tcp.errors import TcpError
+from mycoproxy.tcp.state import SEQUENCE_SPACE, TcpState
+
+_TCP = socket.IPPROTO_TCP
+_SOCKET = socket.SOL_SOCKET
+
+
+def resume(sock: socket.socket, state: TcpState | None = None) -> None:
+    """Undo ``capture``: the connection goes on where it was.
+
+    SO_REUSEADDR, which the kernel clears here, is set to what ``state`` says; without a state it is
+    set, because that is the side on which no server's restart can fail with EADDRINUSE. Lift the
+    hold first. Raises ``OSError``.
+    """
+    repair.leave(sock)
+    if state is not None:
+        _remember_closed_window(sock, state)
+    _set_reuse_address(sock, state is None or state.reuse_address)
+
+
+def release(sock: socket.socket, state: TcpState) -> None:
+    """Go live with an established socket, and send what was never sent.
+
+    Call it **after the shield is lifted** (what it sends would be lost, and a socket without a
+    round trip estimate waits a second before it sends again) and **before the task runs** (which
+    could write ahead of the unsent bytes). Packets that arrive earlier are handled like any.
+
+    Every unsent byte is in the socket's send buffer afterwards; then the buffers get the
+    sizes they had, auto-tuned if they were, and whoever waits for the socket is woken. Raises
+    ``TcpError``; the connection is live then.
+    """
+    try:
+        repair.leave(sock)
+        _remember_closed_window(sock, state)
+        _set_reuse_address(sock, state.reuse_address)
+        if state.send.unsent:
+            _send_unsent(sock, state.send.unsent)
+        repair.force_send_buffer(sock, state.buffers.send)
+        repair.set_buffer_lock(sock, state.buffers.lock)
+        if state.receive.data:
+            _wake_readers(sock)
+    except OSError as error:
+        raise TcpError(f"cannot release {state.connection}: {error}") from error
+
+
+def _remember_closed_window(sock: socket.socket, state: TcpState) -> None:
+    """After the probe, take the window to be what the *peer* believes it is.
+
+    If the receive queue was full the peer was told of a window of 0, and waits. The restored queue
+    takes less memory than the original, so the probe may announce a window; the peer does not look
+    at it, but the kernel thinks it does, and sends no update when the task reads. The peer would
+    go on only with its own probe, after 200 ms or, in back-off, much later. With the window set to
+    what it was, the task's first read sends the update.
+
+    A peer that may send a full segment needs no update, and might be sending right now: then
+    nothing is done.
+    """
+    edge = state.window.rcv_wup + state.window.rcv_wnd
+    if (edge - state.receive.next) % SEQUENCE_SPACE >= state.negotiated.mss_clamp:
+        return
+    repair.enter(sock)
+    now = abi.REPAIR_WINDOW.unpack(
+        sock.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size)
+    )
+    window = abi.REPAIR_WINDOW.pack(*now[:3], state.window.rcv_wnd, state.window.rcv_wup)
+    sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, window)
+    repair.leave(sock, probe=False)
+
+
+def _set_reuse_address(sock: socket.socket, value: bool) -> None:
+    sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(value))
+
+
+def _wake_readers(sock: socket.socket) -> None:
+    """Tell whoever waits that there is something to read.
+
+    Filling the receive queue in repair mode wakes nobody, and an edge-triggered epoll would wait
+    for the *next* byte. Setting SO_RCVLOWAT, to any value, does it (``tcp_set_rcvlowat``,
+    net/ipv4/tcp.c).
+    """
+    low_water = sock.getsockopt(_SOCKET, socket.SO_RCVLOWAT)
+    sock.setsockopt(_SOCKET, socket.SO_RCVLOWAT, low_water)
+
+
+def _send_unsent(sock: socket.socket, data: bytes) -> None:
+    """Write ``data`` past TCP_NOTSENT_LOWAT, which may be the task's own."""
+    low_water = sock.getsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, abi.U32.size)
+    sock.setsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, abi.U32.pack(0xFFFFFFFF))
+    try:
+        repair.write_queue(sock, data)
+    finally:
+        sock.setsockopt(_TCP, abi.TCP_NOTSENT_LOWAT, low_water)
