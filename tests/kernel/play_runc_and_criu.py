@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 
@@ -36,7 +37,9 @@ def receive(role: str, sock: socket.socket) -> bytes:
     return data
 
 
-def play(role: str, sock: socket.socket, steps: list[list[str]]) -> None:
+def play(  # noqa: PLR0912 - one branch for each step
+    role: str, sock: socket.socket, steps: list[list[str]]
+) -> None:
     """Take the steps, one after the other."""
     for what, *arguments in steps:
         if what == "send":
@@ -59,6 +62,14 @@ def play(role: str, sock: socket.socket, steps: list[list[str]]) -> None:
             note(role, what, links)
         elif what == "network namespace":
             note(role, what, str(Path("/proc/self/ns/net").readlink()))
+        elif what == "wait for":
+            deadline = time.monotonic() + 30
+            while not Path(arguments[0]).exists():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(arguments[0])
+                time.sleep(0.005)
+        elif what == "ignore everything":
+            signal.pause()
         elif what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif what == "await the end":
