@@ -6,14 +6,21 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from migrate.machine.mover import Mover
-from migrate.machine.plan import MovePlan, PeerNode, Side
+from migrate.machine.plan import Deadlines, MovePlan, PeerNode, Side
 from migrate.machine.report import MoveReport
 from mycoproxy.errors import UsageError
 from netlab.lab import Lab
 from netlab.pods import Pod
 
 
-def plan_move(lab: Lab, source: Pod, target: Pod, *, logs: Path | None = None) -> MovePlan:
+def plan_move(
+    lab: Lab,
+    source: Pod,
+    target: Pod,
+    *,
+    logs: Path | None = None,
+    deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
+) -> MovePlan:
     """The plan that moves a pod from one sandbox of a lab into another one.
 
     Every node of the lab is a peer: any of them may host clients, or NAT them.
@@ -28,6 +35,7 @@ def plan_move(lab: Lab, source: Pod, target: Pod, *, logs: Path | None = None) -
             for old, new in zip(source.addresses, target.addresses, strict=True)
         },
         peers=tuple(PeerNode(name=node.name, netns=node.netns) for node in lab.nodes),
+        deadlines=deadlines,
         logs=logs or lab.logs,
     )
 
@@ -38,6 +46,7 @@ async def move_pod(
     node: str,
     *,
     logs: Path | None = None,
+    deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
     progress: Callable[[str], None] = lambda _: None,
 ) -> MoveReport:
     """Move pod ``name`` to ``node``, as a person who drains a node would have it.
@@ -50,7 +59,8 @@ async def move_pod(
         raise UsageError(f"pod {name} is on {node} already")
     target = lab.make_sandbox(name, node)
     try:
-        report = await Mover(plan_move(lab, source, target, logs=logs), progress=progress).run()
+        plan = plan_move(lab, source, target, logs=logs, deadlines=deadlines)
+        report = await Mover(plan, progress=progress).run()
     except BaseException:
         lab.remove_pod(target)
         raise
