@@ -6,6 +6,7 @@
 
 from mycoproxy.sockets.bound import AddressInUse, addresses_in_use
 from mycoproxy.sockets.held import HeldSocket, HeldSockets, Listener, take
+from mycoproxy.sockets.lookup import SocketLookup
 from mycoproxy.sockets.match import MatchError, Matching, match
 from mycoproxy.sockets.names import DescriptorName
 from mycoproxy.sockets.tasks import Task, tasks_of
@@ -18,6 +19,7 @@ __all__ = [
     "Listener",
     "MatchError",
     "Matching",
+    "SocketLookup",
     "Task",
     "addresses_in_use",
     "match",

@@ -4,8 +4,10 @@ Order, and why: SO_REUSEADDR is read first (repair mode overwrites it); then rep
 which on closing is silent; then everything else. Nothing of the connection is changed, the queues
 are only peeked at, so ``resume`` is all it takes to go back.
 
-A socket in repair mode still acknowledges what arrives. **Install a hold first**, otherwise bytes
-may be acknowledged after they could be captured.
+**Install a hold first, both ways.** A socket in repair mode still acknowledges what arrives:
+those bytes would be lost. And its timers go on: what it sends again carries a younger timestamp
+than the captured clock, and to the peer everything from the target would be an old duplicate
+(PAWS, RFC 7323) until that clock has caught up.
 """
 
 import errno
@@ -34,8 +36,8 @@ _LONGEST_SEGMENT = 1 << 20
 def capture(sock: socket.socket) -> TcpState:
     """Put ``sock`` into repair mode, leave it there, and return its state.
 
-    The caller has installed a hold on the connection. Raises ``UnsupportedSocketError`` (not
-    TCP), ``UnsupportedStateError`` (not ESTABLISHED), ``TcpError`` (the kernel refused a step;
+    The caller has installed a hold on the connection, both ways. Raises
+    ``UnsupportedSocketError`` (not TCP), ``UnsupportedStateError`` (not ESTABLISHED), ``TcpError`` (the kernel refused a step;
     EPERM is a missing CAP_NET_ADMIN). After an error the socket is as it was, and not in repair
     mode.
     """

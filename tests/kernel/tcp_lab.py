@@ -30,6 +30,14 @@ table inet lab {
     }
 }
 """
+MUTE = """
+table inet lab {
+    chain mute {
+        type filter hook output priority raw; policy accept;
+        oif != lo meta l4proto tcp drop
+    }
+}
+"""
 LIFT = "delete table inet lab\n"
 
 
@@ -118,10 +126,11 @@ class Move:
 
     def shield(self, place: str, *, up: bool) -> None:
         """Drop, or no longer drop, all TCP that comes from outside."""
+        self._nft(place, SHIELD if up else LIFT)
+
+    def _nft(self, place: str, rules: str) -> None:
         node = getattr(self, place)
-        node.call(
-            subprocess.run, ["nft", "-f", "-"], input=SHIELD if up else LIFT, text=True, check=True
-        )
+        node.call(subprocess.run, ["nft", "-f", "-"], input=rules, text=True, check=True)
 
     def address(self, place: str, *, present: bool) -> None:
         """Put the server's addresses on a place, or take them off."""
@@ -169,9 +178,24 @@ class Move:
         self.route_to("b")
 
     def capture(self) -> tcp.TcpState:
-        """Hold, then capture the server's end."""
+        """Hold both ways, then capture the server's end.
+
+        In repair mode the source's timers go on, and what they sent would be younger than all the
+        target sends: to the client the target would be an old duplicate (PAWS).
+        """
         self.hold()
+        self._nft("a", MUTE)
         return tcp.capture(self.server)
+
+    def unmute(self) -> None:
+        """The source may send again."""
+        self._nft("a", LIFT)
+
+    def roll_back(self, state: tcp.TcpState) -> None:
+        """Everything as it was before ``capture``."""
+        self.unmute()
+        self.route_to("a")
+        tcp.resume(self.server, state)
 
     def establish(self, state: tcp.TcpState) -> socket.socket:
         """The address comes to the target, and the connection with it, in repair mode."""

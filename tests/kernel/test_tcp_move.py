@@ -179,6 +179,7 @@ def test_the_state_may_be_moved_on_and_back(move_v4: Move) -> None:
     exchange(move.client, move.server)
     move.move()
     exchange(move.client, move.moved)
+    move.unmute()
     move.route_to("a")
     state = tcp.capture(move.moved)
     back = move.socket_in("a")

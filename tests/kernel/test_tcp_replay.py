@@ -135,8 +135,7 @@ def test_after_a_rollback_the_source_gets_what_was_held(move_v4: Move) -> None:
     move.connect()
     exchange(move.client, move.server)
     state, tap = send_during_hold(move, b"held")
-    move.route_to("a")
-    tcp.resume(move.server, state)
+    move.roll_back(state)
     move.a.call(tcp.inject, tap.lost([state]))
     assert receive_exactly(move.server, 4) == b"held"
     exchange(move.client, move.server)

@@ -93,8 +93,7 @@ def test_resume_leaves_the_connection_as_it_was(move: Move, reuse: int) -> None:
     move.server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
     move.client.sendall(b"before")
     state = move.capture()
-    move.route_to("a")
-    tcp.resume(move.server, state)
+    move.roll_back(state)
     assert move.server.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == reuse
     assert receive_exactly(move.server, 6) == b"before"
     exchange(move.client, move.server)
@@ -159,8 +158,7 @@ def test_a_failed_establish_leaves_a_closed_silent_socket(move: Move) -> None:
     sock.close()
     assert sniffer.sent() == []
     # and the source can still take over
-    move.route_to("a")
-    tcp.resume(move.server, state)
+    move.roll_back(state)
     exchange(move.client, move.server)
 
 
@@ -189,8 +187,7 @@ def test_a_full_upload_goes_on_with_the_first_read(move: Move, chunk: int, moved
     if moved:
         move.move(state)
     else:
-        move.route_to("a")
-        tcp.resume(move.server, state)
+        move.roll_back(state)
     reader = move.moved if moved else move.server
     sniffer = sniff(move, "b" if moved else "a")
     got = reader.recv(1 << 20)
