@@ -22,6 +22,7 @@ from migrate.runtime.criu_rpc import (
     Field,
     NetworkLock,
     Option,
+    OptionValue,
     RequestType,
     failure,
     notify_reply,
@@ -197,7 +198,7 @@ def test_questions_pass_through_and_the_request_is_held_until_go(played: Played)
 
 
 def test_criu_gets_the_request_with_the_options_that_were_set(played: Played) -> None:
-    options = {
+    options: dict[Option, OptionValue] = {
         Option.IMAGES_DIR_FD: -1,
         Option.IMAGES_DIR: "/run/images",
         Option.NETWORK_LOCK: NetworkLock.SKIP,

@@ -76,7 +76,7 @@ def run(channel: Channel, coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def manifest(*entries: tuple[object, object, object]) -> bytes:
-    packed = msgpack.packb([list(entry) for entry in entries])
+    packed: bytes = msgpack.packb([list(entry) for entry in entries])
     return struct.pack("!I", len(packed)) + packed
 
 

@@ -131,6 +131,9 @@ class RecordingPeer:
             if one.state.remote.port in self._ports
         ]
 
+    async def survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
+        await self._recorder.call(f"survey {self.name}")
+
     async def lost_segments(self) -> Sequence[LostSegment]:
         await self._recorder.call(f"losses {self.name}")
         return [lost_at(self.name)]

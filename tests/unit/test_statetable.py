@@ -86,10 +86,18 @@ class Recording:
 def driver_of(
     perform: Callable[[Action], Coroutine[Any, Any, None]],
     record: Callable[[State, Event, Transition[State, Action]], None] | None = None,
-    **kinds: Collection[Action],
+    *,
+    abortable: Collection[Action] = (),
+    interruptible: Collection[Action] = (),
 ) -> Driver[State, Event, Action]:
     return Driver(
-        TABLE, done=Event.DONE, failed=Event.FAILED, perform=perform, record=record, **kinds
+        TABLE,
+        done=Event.DONE,
+        failed=Event.FAILED,
+        perform=perform,
+        record=record,
+        abortable=abortable,
+        interruptible=interruptible,
     )
 
 
@@ -186,13 +194,15 @@ def test_a_record_that_fails_otherwise_is_a_bug_and_nothing_is_performed() -> No
 class Waiting:
     """Performs actions that last until they are told to end, so that they can be interrupted."""
 
-    def __init__(self, **kinds: Collection[Action]) -> None:
+    def __init__(
+        self, *, abortable: Collection[Action] = (), interruptible: Collection[Action] = ()
+    ) -> None:
         self.begun: list[Action] = []
         self.cut_short: list[Action] = []
         self.fails: set[Action] = set()
         self._may_end = asyncio.Event()
         self._begins = asyncio.Condition()
-        self.driver = driver_of(self._perform, **kinds)
+        self.driver = driver_of(self._perform, abortable=abortable, interruptible=interruptible)
         self.task = asyncio.create_task(self.driver.feed(Event.START))
 
     async def _perform(self, action: Action) -> None:
