@@ -132,6 +132,7 @@ class RecordingPeer:
         ]
 
     async def survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
+        assert connections and addresses == ADDRESSES
         await self._recorder.call(f"survey {self.name}")
 
     async def lost_segments(self) -> Sequence[LostSegment]:
