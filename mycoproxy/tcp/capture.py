@@ -37,9 +37,9 @@ def capture(sock: socket.socket) -> TcpState:
     """Put ``sock`` into repair mode, leave it there, and return its state.
 
     The caller has installed a hold on the connection, both ways. Raises
-    ``UnsupportedSocketError`` (not TCP), ``UnsupportedStateError`` (not ESTABLISHED), ``TcpError`` (the kernel refused a step;
-    EPERM is a missing CAP_NET_ADMIN). After an error the socket is as it was, and not in repair
-    mode.
+    ``UnsupportedSocketError`` (not TCP), ``UnsupportedStateError`` (not ESTABLISHED),
+    ``TcpError`` (the kernel refused a step; EPERM is a missing CAP_NET_ADMIN). After an error the
+    socket is as it was, and not in repair mode.
     """
     if sock.type != socket.SOCK_STREAM or sock.proto not in (0, _TCP):
         raise UnsupportedSocketError(f"{sock} is not a TCP socket")
