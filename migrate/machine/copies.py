@@ -77,14 +77,19 @@ class RestoringCopy:
     def let_run(self) -> None:
         """Let the tasks run."""
         self.ran = True
+        self._resumed_at = time.monotonic()  # until CRIU says so itself, a moment later
         if not self._may_run.done():
             self._may_run.set_result(None)
 
-    async def running(self) -> float:
-        """Wait until they do. Returns when CRIU said so (``CLOCK_MONOTONIC``, seconds)."""
+    async def running(self) -> None:
+        """Wait until they do, and runc has ended. Raises ``MycoError``."""
         assert self._going is not None and self._job is not None
         await self._going
         await self._job.wait(timeout=10.0)
+
+    @property
+    def resumed_at(self) -> float:
+        """When the tasks began to run (``CLOCK_MONOTONIC``, seconds): when CRIU said so."""
         return self._resumed_at
 
     async def kill(self, *, timeout: float) -> None:

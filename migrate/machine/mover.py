@@ -7,7 +7,7 @@ connections between the nodes) happens in ``prepare``, while the workload runs.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from migrate.machine import preflight
@@ -248,7 +248,7 @@ class Mover:
             Option.TIMEOUT: max(1, int(deadline)),
         }
         pushing = asyncio.create_task(self._pages.keep_pushing())
-        collecting = asyncio.create_task(self._source.collect())
+        collecting = asyncio.create_task(self._collect())
         try:
             async with asyncio.timeout(2 * deadline):
                 await self._dump_gate.go(options)
@@ -258,11 +258,19 @@ class Mover:
             raise MoveError(self._places.blame("dump", error)) from error
         finally:
             pushing.cancel()
-            with suppress(Exception):  # its failure is not the cause if the dump failed first
-                await collecting
+            await asyncio.wait({collecting})
+            if not collecting.cancelled():
+                collecting.exception()  # seen: not the cause, if the dump failed first
         if not self._cgroup.frozen():
             raise MoveError("CRIU left the source running after the dump")
         self._mark("dump")
+
+    async def _collect(self) -> None:
+        """Learn what the handover needs to know, while CRIU dumps."""
+        names = await self._source.collect()
+        addresses = self.plan.address_map()
+        for peer in self._peers:  # one by one: they are threads of one interpreter
+            await peer.survey(names, addresses)
 
     async def _send(self) -> None:
         async with asyncio.timeout(self.plan.deadlines.send):
@@ -332,13 +340,20 @@ class Mover:
 
     async def _finish(self) -> None:
         assert self._copy is not None and self._handover is not None
-        async with asyncio.timeout(self.plan.deadlines.resume):
-            self.report.marks["resume"] = await self._copy.running()
-        self.report.connections = len(self._handover.connections)
-        self.report.rehomed = self._handover.rehomed
-        self.report.replayed_packets = self._handover.replayed
+        try:
+            async with asyncio.timeout(self.plan.deadlines.resume):
+                await self._copy.running()
+        finally:
+            self._fill_report(self._handover)
+
+    def _fill_report(self, handover: Handover) -> None:
+        assert self._copy is not None
+        self.report.marks["resume"] = self._copy.resumed_at
+        self.report.connections = len(handover.connections)
+        self.report.rehomed = handover.rehomed
+        self.report.replayed_packets = handover.replayed
         self.report.handover_steps_ms = {
-            step.action.value: (step.end - step.begin) * 1e3 for step in self._handover.steps
+            step.action.value: (step.end - step.begin) * 1e3 for step in handover.steps
         }
 
     async def _remove_source(self) -> None:

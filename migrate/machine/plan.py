@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError, field_validator
 
 from mycoproxy.errors import UsageError
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -35,14 +38,14 @@ class PeerNode(_Part):
 class Deadlines(_Part):
     """How long the parts of a move may take, in seconds."""
 
-    prepare: float = 20.0
-    drain: float = 1.0
-    freeze: float = 5.0
-    dump: float = 30.0
-    send: float = 30.0
-    restore: float = 30.0
-    resume: float = 10.0
-    remove: float = 10.0
+    prepare: Seconds = 20.0
+    drain: Seconds = 1.0
+    freeze: Seconds = 5.0
+    dump: Seconds = 30.0
+    send: Seconds = 30.0
+    restore: Seconds = 30.0
+    resume: Seconds = 10.0
+    remove: Seconds = 10.0
 
 
 class MovePlan(_Part):
@@ -60,6 +63,18 @@ class MovePlan(_Part):
     logs: Path = Field(
         default=Path("/var/log/mycoproxy"), description="where a failed move leaves its logs"
     )
+
+    @field_validator("addresses")
+    @classmethod
+    def _one_to_one(
+        cls, addresses: Mapping[IPvAnyAddress, IPvAnyAddress]
+    ) -> Mapping[IPvAnyAddress, IPvAnyAddress]:
+        for old, new in addresses.items():
+            if old.version != new.version:
+                raise ValueError(f"{old} cannot become {new}: an IP version stays what it is")
+        if len(set(addresses.values())) < len(addresses):
+            raise ValueError("two addresses cannot become the same one")
+        return addresses
 
     def address_map(self) -> dict[str, str]:
         """``addresses`` as text."""

@@ -7,7 +7,7 @@ import ctypes
 import ipaddress
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from pyroute2 import IPRoute
 from migrate.machine.plan import MovePlan
 from migrate.runtime.runc import Container, Runc
 from mycoproxy.addresses import wire_address
+from mycoproxy.check import PROBES, Probe, examine
 from mycoproxy.check.criu import CriuBinary, find_criu
 from mycoproxy.errors import RefusedError
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.sockets import Task, addresses_in_use, tasks_of
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 _ESTABLISHED = 1  # include/net/tcp_states.h
 _IMAGE_ROOM = 64 << 20  # bytes, for everything that is not memory
@@ -45,13 +45,20 @@ class Checked:
     memory_bytes: int
 
 
-def check_machine() -> CriuBinary:
-    """Root, runc and CRIU. Raises ``RefusedError``."""
+def check_machine(probes: Iterable[Probe] = PROBES) -> CriuBinary:
+    """What ``mycoproxy check`` asks for is there. Raises ``RefusedError`` naming what is not."""
     if os.geteuid() != 0:
         raise RefusedError("moving a container needs root; run this as root")
-    if shutil.which("runc") is None:
-        raise RefusedError("no runc on PATH; runc 1.1 or later is needed (make setup installs it)")
-    return find_criu()
+    criu = find_criu()
+    missing = examine(probes, is_root=True).missing
+    if missing:
+        first = missing[0]
+        more = f" (and {len(missing) - 1} more: mycoproxy check)" if len(missing) > 1 else ""
+        raise RefusedError(
+            f"this machine lacks {first.name}: {first.needed} is needed, "
+            f"found {first.found}; {first.fix}{more}"
+        )
+    return criu
 
 
 def check_source(plan: MovePlan) -> tuple[Container, tuple[Task, ...], int]:
@@ -67,9 +74,14 @@ def check_source(plan: MovePlan) -> tuple[Container, tuple[Task, ...], int]:
             "only a running container can be moved"
         )
     tasks = tasks_of(container.pid)
+    memory = 0
     for task in tasks:
-        _check_task(task)
-    return container, tasks, sum(_resident(task.pid) for task in tasks)
+        try:
+            _check_task(task)
+            memory += _resident(task.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+    return container, tasks, memory
 
 
 def check_connections(source_pod: NamespaceWorker) -> None:
@@ -91,7 +103,7 @@ def check_target(plan: MovePlan, source_pod: NamespaceWorker, target_pod: Namesp
     side = plan.target
     if not (side.bundle / "config.json").is_file():
         raise RefusedError(f"no OCI bundle for {side.container_id} at {side.bundle} on {side.node}")
-    if _exists(side.runc_root, side.container_id):
+    if Runc(side.runc_root).knows(side.container_id):
         raise RefusedError(f"container {side.container_id} exists already on {side.node}")
     if source_pod.call(_own_namespace) == target_pod.call(_own_namespace):
         raise RefusedError("source and target have the same network namespace: nowhere to move to")
@@ -154,15 +166,11 @@ def _descriptors(pid: int) -> Sequence[str]:
 
 
 def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-
-
-def _exists(root: Path, container_id: str) -> bool:
-    try:
-        Runc(root).state(container_id)
-    except RefusedError:
-        return False
-    return True
+    """The task's memory in bytes, shared pages by its share of them (smaps_rollup, ``Pss``)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def _own_namespace() -> int:

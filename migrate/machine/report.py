@@ -30,15 +30,17 @@ class MoveReport:
     @property
     def freeze_ms(self) -> float:
         """From the workload's last instruction on the source to its first on the target."""
-        return (self.marks["resume"] - self.marks["begin"]) * 1e3
+        return (max(self.marks.values()) - self.marks["begin"]) * 1e3
 
     def phases_ms(self) -> dict[str, float]:
         """How long each phase of the freeze took; the sum is ``freeze_ms``."""
-        ends = [self.marks["begin"], *(self.marks[phase] for phase in PHASES)]
-        return {
-            phase: (end - begin) * 1e3
-            for phase, begin, end in zip(PHASES, ends[:-1], ends[1:], strict=True)
-        }
+        durations = {}
+        begin = self.marks["begin"]
+        for phase in PHASES:
+            if phase in self.marks:
+                durations[phase] = (self.marks[phase] - begin) * 1e3
+                begin = self.marks[phase]
+        return durations
 
     def as_dict(self) -> dict[str, object]:
         """For ``--json``."""

@@ -35,7 +35,8 @@ def main() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate:
             gate.connect("\0" + environment["MYCOPROXY_GATE"])
-            socket.send_fds(gate, [struct.pack("=i", os.getpid())], [rpc, theirs.fileno()])
+            hello = struct.pack("=i", os.getpid()) + environment["MYCOPROXY_GATE_KEY"].encode()
+            socket.send_fds(gate, [hello], [rpc, theirs.fileno()])
             wanted, ancillary, _, _ = gate.recvmsg(256, socket.CMSG_SPACE(32 * 4))
         given = array.array("i")
         for _, _, data in ancillary:

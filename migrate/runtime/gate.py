@@ -16,6 +16,7 @@ runc, so directories are passed by path.
 
 import array
 import asyncio
+import hmac
 import os
 import secrets
 import socket
@@ -34,6 +35,7 @@ from mycoproxy.errors import MycoError
 # runc's own reading buffer; a request with hundreds of mounts is some 50 KB.
 _PACKET = 1 << 20
 _MAX_FDS = 16
+_PID = struct.Struct("=i")
 _STUB = Path(__file__).with_name("criu_stub.py")
 
 #: Called with a notification's name and pid; False refuses, which aborts a restore up to
@@ -80,7 +82,9 @@ class Gate:
         # A link, because a tmpfs is often mounted noexec.
         (bin_directory / "criu").symlink_to(_STUB)
         python = Path(sys.executable).parent
-        # An abstract address (unix(7)): no path that could be too long for it.
+        # An abstract address (unix(7)): no path that could be too long for it. Everybody in this
+        # network namespace can see it and connect; only whom we start knows the key.
+        self._key = secrets.token_hex(16)
         address = f"mycoproxy-gate-{secrets.token_hex(8)}"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
@@ -90,6 +94,7 @@ class Gate:
             **os.environ,
             "PATH": f"{bin_directory}:{python}:{os.environ.get('PATH', os.defpath)}",
             "MYCOPROXY_GATE": address,
+            "MYCOPROXY_GATE_KEY": self._key,
             "MYCOPROXY_GATE_NETNS": str(netns),
             "MYCOPROXY_CRIU": str(criu.path),
             "MYCOPROXY_CRIU_PRELOAD": str(criu.preload or ""),
@@ -170,14 +175,12 @@ class Gate:
         loop = asyncio.get_running_loop()
         stub, _ = await loop.sock_accept(self._listener)
         with stub:
-            _, uid, _ = struct.unpack(
-                "3i", stub.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            )
-            if uid != os.geteuid():
-                raise GateError(f"user {uid} tried to pass for the CRIU stub")
             hello = await _receive(stub)
-            if len(hello.fds) != 2:
-                raise GateError("the CRIU stub did not hand over its two sockets")
+            key = self._key.encode()
+            if len(hello.fds) != 2 or not hmac.compare_digest(hello.data[_PID.size :], key):
+                for fd in hello.fds:
+                    os.close(fd)
+                raise GateError("something else than the CRIU stub came to the gate")
             runc, criu = (socket.socket(fileno=fd) for fd in hello.fds)
             runc.setblocking(False)
             criu.setblocking(False)
@@ -186,7 +189,7 @@ class Gate:
                 f"={len(self._inherited)}i", *(each.place for each in self._inherited)
             )
             await _send(stub, _Packet(b"+" + places, tuple(each.fd for each in self._inherited)))
-        (pid,) = struct.unpack("=i", hello.data)
+        (pid,) = _PID.unpack_from(hello.data)
         return runc, criu, pid
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from mycoproxy.errors import MycoError, RefusedError
 
+_STATE_TIMEOUT = 10.0  # seconds
+
 
 class RuncError(MycoError):
     """A runc command failed."""
@@ -87,16 +89,27 @@ class Runc:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def knows(self, container_id: str) -> bool:
+        """Whether there is a container of that name, in whatever state."""
+        return (self.root / container_id).exists()
+
     def state(self, container_id: str) -> Container:
-        """Raises ``RefusedError`` if there is no such container."""
-        result = subprocess.run(
-            ["runc", "--root", str(self.root), "state", container_id],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode != 0:
+        """Raises ``RefusedError``: there is no such container, or runc cannot tell."""
+        if not self.knows(container_id):
             raise RefusedError(f"no container {container_id!r} under runc's root {self.root}")
+        try:
+            result = subprocess.run(
+                ["runc", "--root", str(self.root), "state", container_id],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_STATE_TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            raise RefusedError(f"runc does not tell the state of {container_id}") from None
+        if result.returncode != 0:
+            reason = result.stderr.strip() or f"exit status {result.returncode}"
+            raise RefusedError(f"runc cannot tell the state of {container_id}: {reason}")
         state = json.loads(result.stdout)
         return Container(
             container_id=container_id,

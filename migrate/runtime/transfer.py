@@ -57,7 +57,7 @@ def connect(
         try:
             ours = source.call(socket.create_connection, where, timeout=timeout)
             try:
-                theirs, _ = listener.accept()
+                theirs = _accept(listener, ours)
             except OSError:
                 ours.close()
                 raise
@@ -70,6 +70,15 @@ def connect(
         end.settimeout(None)
         end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return ours, theirs
+
+
+def _accept(listener: socket.socket, ours: socket.socket) -> socket.socket:
+    """The other end of ``ours``, and of nobody else's connection."""
+    while True:
+        theirs, _ = listener.accept()
+        if theirs.getpeername() == ours.getsockname():
+            return theirs
+        theirs.close()
 
 
 class PageServer:
@@ -104,7 +113,7 @@ class PageServer:
                     stderr=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                 )
-            except OSError:
+            except BaseException:
                 ours.close()
                 raise
         return cls(process, ours, log)
@@ -171,9 +180,10 @@ async def send_images(
 
 
 def _send(directory: Path, sock: socket.socket) -> int:
-    bodies = {path.name: path.read_bytes() for path in sorted(directory.glob("*.img"))}
-    manifest = msgpack.packb([[name, len(body), zlib.crc32(body)] for name, body in bodies.items()])
     try:
+        bodies = {path.name: path.read_bytes() for path in sorted(directory.glob("*.img"))}
+        files = [[name, len(body), zlib.crc32(body)] for name, body in bodies.items()]
+        manifest = msgpack.packb(files)
         sock.sendall(_LENGTH.pack(len(manifest)) + manifest)
         for body in bodies.values():
             sock.sendall(body)

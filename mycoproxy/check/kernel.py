@@ -54,7 +54,7 @@ def descriptor_of_a_child() -> str:
         child = subprocess.Popen(["sleep", "30"], stdin=subprocess.PIPE)
         stack.callback(child.wait)
         stack.callback(child.kill)
-        assert child.stdin is not None  # noqa: S101  it was asked for
+        assert child.stdin is not None
         stack.enter_context(child.stdin)
         pidfd = os.pidfd_open(child.pid)
         stack.callback(os.close, pidfd)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -132,21 +132,28 @@ class Handover:
             case Action.RESUME_SOURCE:
                 await self._source.resume()
             case Action.RELEASE_HOLD:
-                await self._source.release_hold()
+                await self._source.release_hold(await self._lost(self._peers, []))
 
     async def _go_live(self) -> None:
-        lost: list[LostSegment] = []
         failures: list[Exception] = []
-        kept = [self._source.lost_segments(), *(peer.lost_segments() for peer in self._peers)]
-        for segments in kept:
-            try:
-                lost += await segments
-            except (MycoError, OSError) as error:
-                # The clients will send again what this would have delivered at once.
-                failures.append(error)
+        lost = await self._lost((self._source, *self._peers), failures)
         self.replayed = await self._target.go_live(lost)
         if failures:
             raise failures[0]
+
+    @staticmethod
+    async def _lost(
+        keepers: Iterable[Source | Peer], failures: list[Exception]
+    ) -> list[LostSegment]:
+        """What was dropped while nobody could answer. Not having it costs the clients their
+        retransmission timeout; an exception here, of whatever kind, must not cost more."""
+        lost: list[LostSegment] = []
+        for keeper in keepers:
+            try:
+                lost += await keeper.lost_segments()
+            except Exception as error:  # noqa: BLE001
+                failures.append(error)
+        return lost
 
     async def _rehome(self) -> None:
         names = [connection.four_tuple for connection in self.connections]

@@ -19,7 +19,7 @@ from mycoproxy.netfilter.rebind import Rebound, admit, rebind
 from mycoproxy.netfilter.rebind import undo as undo_rebind
 from mycoproxy.netfilter.translate import Move, Translate
 from mycoproxy.sockets import SocketLookup
-from mycoproxy.tcp import LostSegment, Tap
+from mycoproxy.tcp import LostSegment, Tap, TcpError
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +133,14 @@ class LocalPeer:
         states = {one.four_tuple: one.state for one in connections}
         self._tap = Tap()
         self._rebound += rebind(self._conntrack, self._hold, entries.values(), new_local)
-        lost = self._tap.lost(
-            states[name].moved_to(local=local, remote=remote)
-            for (local, remote), name in dialled.items()
-            if name in states
-        )
+        try:
+            lost = self._tap.lost(
+                states[name].moved_to(local=local, remote=remote)
+                for (local, remote), name in dialled.items()
+                if name in states
+            )
+        except TcpError:  # it overflowed: then the clients send again, later
+            return
         self._lost += [segment.moved_to(dialled[segment.connection]) for segment in lost]
 
     def _clients_here(self, connections: Sequence[FourTuple]) -> frozenset[FourTuple]:

@@ -51,10 +51,11 @@ class Source(Protocol):
         """What came in during the hold and is in no captured state."""
 
     async def resume(self) -> None:
-        """Undo ``capture``: the sockets go on as they were."""
+        """Undo ``capture``: the sockets go on as they were. What they say at once has to get out,
+        so the hold on them ends here already."""
 
-    async def release_hold(self) -> None:
-        """Undo ``hold``; what came in meanwhile is delivered."""
+    async def release_hold(self, lost: Sequence[LostSegment]) -> None:
+        """Undo ``hold``; what came in meanwhile is delivered, and ``lost``, which peers kept."""
 
 
 class Peer(Protocol):

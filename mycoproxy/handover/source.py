@@ -157,6 +157,7 @@ class LocalSource:
         await self._worker.run(self._resume)
 
     def _resume(self) -> None:
+        self._hold.let_go([taken.name for taken in self._taken])
         failures: list[Exception] = []
         for taken in self._taken:
             if taken.state is not None:
@@ -167,13 +168,13 @@ class LocalSource:
         if failures:
             raise SourceError("; ".join(str(failure) for failure in failures))
 
-    async def release_hold(self) -> None:
+    async def release_hold(self, lost: Sequence[LostSegment]) -> None:
         """See ``Source``."""
-        await self._worker.run(self._release_hold)
+        await self._worker.run(self._release_hold, lost)
 
-    def _release_hold(self) -> None:
+    def _release_hold(self, lost: Sequence[LostSegment]) -> None:
         self._hold.let_go([taken.name for taken in self._taken])
-        inject(self._lost_segments())
+        inject([*self._lost_segments(), *lost])
 
     async def silence(self) -> None:
         """Let nothing out of the namespace any more, whatever becomes of its sockets.

@@ -82,12 +82,15 @@ class LocalTarget:
         return await self._worker.run(self._go_live, lost)
 
     def _go_live(self, lost: Sequence[LostSegment]) -> int:
-        self._shield.lift()
-        failures: list[MycoError] = []
+        failures: list[Exception] = []
+        try:
+            self._shield.lift()
+        except (MycoError, OSError) as error:
+            failures.append(error)
         for held, state in self._established:
             try:
                 release(held.sock, state)
-            except MycoError as error:
+            except (MycoError, OSError) as error:
                 failures.append(error)
         states = [state for _, state in self._established]
         try:
@@ -98,7 +101,7 @@ class LocalTarget:
             ]
             here = self._tap.lost(states) if self._tap is not None else ()
             delivered = inject([*elsewhere, *here])
-        except MycoError as error:
+        except (MycoError, OSError) as error:
             failures.append(error)
         if failures:
             raise TargetError("; ".join(str(failure) for failure in failures))

@@ -220,7 +220,6 @@ def test_a_target_that_cannot_write_is_an_error_on_both_ends(
         run(channel, send_images(source, target, channel))
 
 
-@pytest.mark.xfail(strict=True, reason="_send: an OSError of read_bytes is no TransferError")
 def test_a_source_that_cannot_read_is_an_error_on_both_ends(
     channel: Channel, images: tuple[Path, Path]
 ) -> None:

@@ -42,11 +42,15 @@ FORWARD = ["hold", "capture", "rehome router", "rehome client", "establish"]
 COMMITTED = [*FORWARD, "record commit"]
 LOSSES = ["losses source", "losses router", "losses client"]
 LIVE = [*COMMITTED, *LOSSES, "go live"]
-BACK = ["discard", "undo router", "undo client", "resume", "release hold"]
+#: What the peers kept goes back to the source when its hold is released.
+RELEASE = ["losses router", "losses client", "release hold"]
+BACK = ["discard", "undo router", "undo client", "resume", *RELEASE]
+#: Those whose failure is told. Not having what a peer kept only costs time.
+UNDOS = [call for call in BACK if not call.startswith("losses")]
 
 #: The calls of each undoing, by the call that it undoes.
 UNDOING = {
-    "hold": ["release hold"],
+    "hold": RELEASE,
     "capture": ["resume"],
     "rehome router": ["undo router", "undo client"],
     "establish": ["discard"],
@@ -107,7 +111,8 @@ class RecordingSource:
     async def resume(self) -> None:
         await self._recorder.call("resume")
 
-    async def release_hold(self) -> None:
+    async def release_hold(self, lost: Sequence[LostSegment]) -> None:
+        self.given_back = list(lost)
         await self._recorder.call("release hold")
 
 
@@ -270,7 +275,7 @@ def test_a_failure_of_making_ready_is_undone_and_raised(failing: str) -> None:
 
 
 @pytest.mark.parametrize("failing", FORWARD)
-@pytest.mark.parametrize("also", BACK)
+@pytest.mark.parametrize("also", UNDOS)
 def test_a_failure_of_undoing_skips_nothing_and_is_told_of_after_the_cause(
     failing: str, also: str
 ) -> None:
@@ -283,7 +288,7 @@ def test_a_failure_of_undoing_skips_nothing_and_is_told_of_after_the_cause(
     assert str(failed.value).partition(": ")[2] == "; ".join(wanted)
 
 
-@pytest.mark.parametrize("also", [(), *[(one,) for one in BACK], tuple(BACK)], ids="+".join)
+@pytest.mark.parametrize("also", [(), *[(one,) for one in UNDOS], tuple(UNDOS)], ids="+".join)
 def test_a_commit_that_cannot_be_recorded_is_undone(also: tuple[str, ...]) -> None:
     recorded = Recorded("record commit", *also)
 
@@ -297,7 +302,7 @@ def test_a_commit_that_cannot_be_recorded_is_undone(also: tuple[str, ...]) -> No
     assert recorded.handover.state is State.ROLLED_BACK
 
 
-@pytest.mark.parametrize("failing", [None, *BACK])
+@pytest.mark.parametrize("failing", [None, *UNDOS])
 @pytest.mark.parametrize("committed", [False, True], ids=["ready", "committed"])
 def test_a_handover_that_is_not_live_can_be_undone(failing: str | None, committed: bool) -> None:
     recorded = Recorded(*([failing] if failing else []))
@@ -386,7 +391,8 @@ def test_a_connection_that_no_peer_leads_to_its_new_address_is_named_and_undone(
     with pytest.raises(HandoverError, match=r"192\.0\.2\.7:40003 and 1 more to its new address"):
         run(recorded.handover.ready())
     assert "establish" not in recorded.calls
-    assert recorded.calls[-4:] == ["undo router", "undo client", "resume", "release hold"]
+    way_back = ["undo router", "undo client", "resume", *RELEASE]
+    assert recorded.calls[-len(way_back) :] == way_back
 
 
 def test_a_connection_whose_address_is_kept_needs_no_peer() -> None:
@@ -461,3 +467,13 @@ def test_a_cancellation_while_undoing_skips_nothing() -> None:
 
     assert run(scenario())
     assert recorded.calls == [*FORWARD, *BACK]
+
+
+@pytest.mark.parametrize("failing", [None, "losses router", "losses client"])
+def test_what_the_peers_kept_is_given_back_to_a_source_that_goes_on(failing: str | None) -> None:
+    recorded = Recorded("establish", *([failing] if failing else []))
+    with pytest.raises(HandoverError, match="cannot establish"):
+        run(recorded.handover.ready())
+    kept = [where for where in ("router", "client") if f"losses {where}" != failing]
+    assert isinstance(recorded.source, RecordingSource)
+    assert recorded.source.given_back == [lost_at(where) for where in kept]

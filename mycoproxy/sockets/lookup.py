@@ -1,0 +1,99 @@
+"""Is there a socket of exactly this 4-tuple in this network namespace? Asked of sock_diag(7).
+
+An exact lookup takes the kernel microseconds. Listing all sockets (``bound.py``, or a dump) makes
+it walk its whole hash table, which takes milliseconds however few sockets there are.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from functools import lru_cache
+from types import TracebackType
+from typing import Self
+
+from mycoproxy.addresses import FourTuple, wire_address
+
+_NETLINK_SOCK_DIAG = 4  # include/uapi/linux/netlink.h
+_SOCK_DIAG_BY_FAMILY = 20  # include/uapi/linux/sock_diag.h
+_NLMSG_ERROR = 2
+_NLM_F_REQUEST = 1
+_NO_COOKIE = 0xFFFFFFFF  # INET_DIAG_NOCOOKIE, include/uapi/linux/inet_diag.h
+_TCP_LISTEN = 10  # include/net/tcp_states.h
+
+_HEADER = struct.Struct("=IHHII")
+# struct inet_diag_req_v2: family, protocol, extensions, pad, states; then struct inet_diag_sockid:
+# source port, destination port, source, destination, interface, cookie
+_REQUEST = struct.Struct("=BBBxIHH16s16sI2I")
+_ANSWER = 8192
+
+
+class SocketLookup:
+    """A connection to sock_diag of the network namespace of the thread that makes it."""
+
+    def __init__(self) -> None:
+        self._netlink = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
+        )
+        self._netlink.bind((0, 0))
+
+    def connected(self, names: Iterable[FourTuple]) -> frozenset[FourTuple]:
+        """Those of ``names`` (``local`` is this namespace's end) that have a socket here.
+
+        Sockets in any state but LISTEN count; IPv4-mapped names are looked up as IPv4. Raises
+        ``OSError``.
+        """
+        return frozenset(name for name in names if self._is_connected(name))
+
+    def close(self) -> None:
+        """Close the connection to the kernel."""
+        self._netlink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _is_connected(self, name: FourTuple) -> bool:
+        family, local = _packed(name.local.address)
+        _, remote = _packed(name.remote.address)
+        request = _REQUEST.pack(
+            family,
+            socket.IPPROTO_TCP,
+            0,
+            0xFFFFFFFF,
+            socket.htons(name.local.port),
+            socket.htons(name.remote.port),
+            local,
+            remote,
+            0,
+            _NO_COOKIE,
+            _NO_COOKIE,
+        )
+        length = _HEADER.size + len(request)
+        self._netlink.send(
+            _HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request
+        )
+        answer = self._netlink.recv(_ANSWER)
+        _, kind, *_ = _HEADER.unpack_from(answer)
+        if kind == _NLMSG_ERROR:
+            number = -struct.unpack_from("=i", answer, _HEADER.size)[0]
+            if number != errno.ENOENT:
+                raise OSError(number, f"sock_diag of {name}: {os.strerror(number)}")
+            return False
+        # struct inet_diag_msg: family, state. Without a connection the kernel finds a listener.
+        return bool(answer[_HEADER.size + 1] != _TCP_LISTEN)
+
+
+@lru_cache(maxsize=4096)
+def _packed(address: str) -> tuple[int, bytes]:
+    wire = wire_address(address)
+    family = socket.AF_INET6 if ":" in wire else socket.AF_INET
+    return family, socket.inet_pton(family, wire).ljust(16, b"\0")
