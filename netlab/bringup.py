@@ -4,8 +4,10 @@ Some hundred netlink messages from one process; the demo's five nodes take about
 second.
 """
 
+import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from mycoproxy.errors import RefusedError, UsageError
 from mycoproxy.namespaces import NamespaceWorker
@@ -52,12 +54,24 @@ def require_root() -> None:
         raise RefusedError("root is needed to make network namespaces: run it with sudo")
 
 
+def _mount_images(directory: Path, megabytes: int) -> None:
+    """A tmpfs of huge pages, if the kernel has them: a dump and a restore of 100 MB are 40 ms
+    faster on it. Not ``huge=always``, which would make every small image 2 MB of zeroes."""
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    options = f"size={megabytes}m,mode=700"
+    try:
+        syscalls.mount("tmpfs", directory, "tmpfs", flags, f"{options},huge=within_size")
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # no CONFIG_TRANSPARENT_HUGEPAGE
+            raise
+        syscalls.mount("tmpfs", directory, "tmpfs", flags, options)
+
+
 def build(lab: Layout, topology: Topology, worker_of: WorkerOf, *, images_mb: int) -> None:
     """Make everything of a claimed lab but its pods."""
     lab.logs.mkdir(mode=0o755)
     lab.images.mkdir(mode=0o700)
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    syscalls.mount("tmpfs", lab.images, "tmpfs", flags, f"size={images_mb}m,mode=700")
+    _mount_images(lab.images, images_mb)
     cgroups.make(lab.lab)
     for node in topology.nodes:
         netns.create(lab.netns(node.name), netns.FORWARDING if node.forwards else {})

@@ -29,7 +29,13 @@ def config(
     process: Process, *, hostname: str, rootfs: Path, netns: Path, cgroup: str
 ) -> dict[str, object]:
     """The content of config.json."""
-    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "HOME": "/data", **process.env}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LC_ALL": "C",
+        "HOME": "/data",
+        "TMPDIR": "/data",
+        **process.env,
+    }
     capabilities = list(_ROOT_CAPABILITIES) if process.user == 0 else []
     owner = [f"uid={process.user}", f"gid={process.user}"]
     return {
@@ -49,7 +55,6 @@ def config(
             {"destination": "/proc", "type": "proc", "source": "proc"},
             _tmpfs("/dev", ["nosuid", "strictatime", "mode=755", "size=64k"]),
             _tmpfs("/dev/shm", ["nosuid", "noexec", "nodev", "mode=1777", "size=64m"]),  # noqa: S108
-            _tmpfs("/tmp", ["nosuid", "nodev", "mode=1777", "size=64m"]),  # noqa: S108
             _tmpfs(
                 "/data",
                 ["nosuid", "nodev", "mode=750", f"size={process.data_mb}m", *owner],

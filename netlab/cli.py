@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _ELSEWHERE = {
     "run": ("netlab.run_command", "run", "Run a scenario (the demo) and report on it."),
     "move": ("netlab.move_command", "move", "Move a pod to another node, connections and all."),
+    "bench": ("netlab.bench_command", "bench", "Benchmarks against the usual way."),
     "plan": ("netlab.move_command", "plan", "Print the plan of a move, for mycomigrate."),
 }
 
