@@ -25,7 +25,8 @@ def runtime(count: int, progress: Progress) -> dict[str, object]:
 
     ``runc``: ``runc pause``, ``runc checkpoint``, ``runc restore``, as it is used by hand, images
     on the same tmpfs, nothing sent anywhere, no network lock. ``gate``: a whole move of this
-    project, with sending and handover. Medians in milliseconds, over ``count`` rounds of each, taken in turn.
+    project, with sending and handover. Medians in milliseconds, over ``count`` rounds of each,
+    taken in turn.
     """
     lab = Lab.up(topology.load(Path("demo")), "bench")
     try:

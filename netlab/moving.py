@@ -58,18 +58,25 @@ async def move_pod(
     if source.node == node:
         raise UsageError(f"pod {name} is on {node} already")
     target = lab.make_sandbox(name, node)
+    plan = plan_move(lab, source, target, logs=logs, deadlines=deadlines)
+    mover = Mover(plan, progress=progress)
     try:
-        plan = plan_move(lab, source, target, logs=logs, deadlines=deadlines)
-        report = await Mover(plan, progress=progress).run()
-    except BaseException:
-        lab.remove_pod(target)
-        raise
+        return await mover.run()
+    finally:
+        # By what became of the workload, not by how ``run`` ended: it may have been interrupted
+        # when all was done. If nobody knows (``stuck``) both places stay as they are.
+        if mover.moved:
+            _settle(lab, source, target)
+        elif not mover.stuck:
+            lab.remove_pod(target)
+
+
+def _settle(lab: Lab, source: Pod, target: Pod) -> None:
     lab.record_pod(target)
     for service in lab.topology.services:
-        if service.pod == name:
+        if service.pod == target.name:
             lab.service(service.name).point_to(target.addresses)
     lab.remove_pod(source)
-    return report
 
 
 def _side(lab: Lab, pod: Pod) -> Side:

@@ -8,35 +8,29 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-from migrate.machine import preflight
 from migrate.machine.copies import RestoringCopy
+from migrate.machine.ground import Ground, inspect
 from migrate.machine.journal import Journal
 from migrate.machine.machine import TABLE, Action, Event, State
 from migrate.machine.places import Places
 from migrate.machine.plan import MovePlan
 from migrate.machine.report import MoveReport
-from migrate.runtime.cgroup import Cgroup
 from migrate.runtime.criu_rpc import (
     ManageCgroups,
     NetworkLock,
     Option,
     OptionValue,
     RequestType,
-    page_server_on,
 )
-from migrate.runtime.gate import Gate, InheritedFd
+from migrate.runtime.gate import Gate
 from migrate.runtime.runc import Job, Runc
-from migrate.runtime.transfer import PageServer, connect, send_images
+from migrate.runtime.stream import ImageStream
 from migrate.runtime.waiting import first_of
 from mycoproxy.errors import MycoError, RefusedError
-from mycoproxy.handover import Handover, LocalPeer, LocalSource, LocalTarget
-from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.handover import Handover
 from mycoproxy.statetable import Driver, Transition
 
-# Where CRIU gets the connection to the page server: beyond what runc passes it.
-_PAGES_FD = 300
 _LOG_LEVEL = 2  # errors and warnings; more costs the freeze 10 ms of write(2)
 
 
@@ -93,6 +87,17 @@ class Mover:
         self._dump_job: Job | None = None
         self._dump_gate: Gate | None = None
         self._frozen = False
+        self._ground: Ground
+
+    @property
+    def moved(self) -> bool:
+        """Whether the workload runs on the target: also if ``run`` raises, being cancelled late."""
+        return self._copy is not None and self._copy.ran
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the move ended without anybody knowing if the copy is dead."""
+        return self._driver.state is State.STUCK
 
     async def run(self) -> MoveReport:
         """Move the workload. Raises ``RefusedError`` (nothing was changed) or ``MoveError``.
@@ -125,14 +130,16 @@ class Mover:
             return cause if isinstance(cause, MycoError) else RefusedError(_text(cause))
         text = _text(cause)
         if self._frozen and state is State.ROLLED_BACK:
-            others.append(MoveError(f"the source is still frozen: thaw {self._cgroup.directory}"))
+            others.append(
+                MoveError(f"the source is still frozen: thaw {self._ground.cgroup.directory}")
+            )
         if others:
             text += "; and while undoing: " + "; ".join(_text(error) for error in others)
         if state is State.STUCK:
             return MoveError(
                 f"{text}; the copy on {self.plan.target.node} may still be alive, so the source "
                 f"stays frozen and its connections held: make sure that the copy is dead, then "
-                f"thaw {self._cgroup.directory} or remove the container; "
+                f"thaw {self._ground.cgroup.directory} or remove the container; "
                 f"logs in {self._places.logs}"
             )
         if isinstance(cause, RefusedError) and not others:
@@ -155,66 +162,24 @@ class Mover:
     # -- while the workload runs ------------------------------------------------------------
 
     async def _check(self) -> None:
-        plan = self.plan
-        self._criu = await asyncio.to_thread(preflight.check_machine)
-        self._container, tasks, memory = await asyncio.to_thread(preflight.check_source, plan)
-        self.report.memory_bytes = memory
-        self._source_pod = self._worker(plan.source.pod_netns)
-        self._target_pod = self._worker(plan.target.pod_netns)
-        self._source_node = self._worker(plan.source.node_netns)
-        self._target_node = self._worker(plan.target.node_netns)
-        await asyncio.to_thread(preflight.check_target, plan, self._source_pod, self._target_pod)
-        preflight.check_connections(self._source_pod)
-        preflight.check_space(plan.source.images, 0)
-        preflight.check_space(plan.target.images, memory)
-        self._cgroup = Cgroup(self._container.pid)
-        self._one_cgroup = {Cgroup(task.pid).directory for task in tasks} == {
-            self._cgroup.directory
-        }
-        self._source = LocalSource(self._source_pod, self._container.pid, plan.move_id)
-        self._target = LocalTarget(self._target_pod, plan.move_id)
-        self._peers = [
-            LocalPeer(peer.name, self._worker(peer.netns), plan.move_id) for peer in plan.peers
-        ]
-        # The checkpoint's way to the target, which shows whether the target can be reached at all.
-        self._channel = await asyncio.to_thread(
-            connect, self._source_node, self._target_node, str(plan.transfer_address)
-        )
-        for end in self._channel:
-            self._stack.callback(end.close)
-
-    def _worker(self, netns: Path) -> NamespaceWorker:
-        return self._stack.enter_context(NamespaceWorker(netns))
+        self._ground = await inspect(self.plan, self._stack)
+        self.report.memory_bytes = self._ground.memory_bytes
 
     async def _prepare(self) -> None:
         async with asyncio.timeout(self.plan.deadlines.prepare):
             await self._prepare_both_sides()
 
     async def _prepare_both_sides(self) -> None:
-        plan, places = self.plan, self._places
+        plan, places, ground = self.plan, self._places, self._ground
         places.make()
         self._journal = Journal(*places.journals)
-        for peer in self._peers:
-            self._stack.push_async_callback(peer.close)
-            await peer.prepare()
-        self._stack.push_async_callback(self._source.close)
-        await self._source.prepare()
-        self._stack.push_async_callback(self._target.close)
-        await self._target.prepare()
-        self._pages = await PageServer.start(
-            self._criu,
-            source=self._source_node,
-            target=self._target_node,
-            address=str(plan.transfer_address),
-            images=places.target_images,
-        )
-        self._stack.push_async_callback(self._pages.close)
-        gate = self._dump_gate = Gate(
-            places.dump_gate,
-            self._criu,
-            netns=plan.source.pod_netns,
-            inherited=[InheritedFd(self._pages.fileno(), _PAGES_FD)],
-        )
+        for part in ground.parts:
+            self._stack.push_async_callback(part.close)
+            await part.prepare()
+        self._images = ImageStream(places.source_images, places.target_images, ground.channel)
+        self._stack.push_async_callback(self._images.close)
+        await self._images.reserve(ground.reserve_bytes)
+        gate = self._dump_gate = Gate(places.dump_gate, ground.criu, netns=plan.source.pod_netns)
         self._stack.callback(gate.close)
         self._dump_job = await Runc(plan.source.runc_root).checkpoint(
             plan.source.container_id, images=places.source_images, environment=gate.environment
@@ -222,19 +187,19 @@ class Mover:
         await first_of(gate.wait_for_request(RequestType.DUMP), self._dump_job.fail_when_ended())
         # runc reads the checkpoint's descriptors.json before it asks CRIU for anything.
         places.copy_descriptors()
-        self._copy = RestoringCopy(plan.target, places, self._criu)
+        self._copy = RestoringCopy(plan.target, places, ground.criu)
         self._stack.push_async_callback(self._copy.close)
         await self._copy.prepare()
 
     async def _drain(self) -> None:
-        await self._source.drain(timeout=self.plan.deadlines.drain)
+        await self._ground.source.drain(timeout=self.plan.deadlines.drain)
 
     # -- while the workload stands ----------------------------------------------------------
 
     async def _freeze(self) -> None:
         self._mark("begin")
         self._frozen = True
-        self._cgroup.freeze(timeout=self.plan.deadlines.freeze)
+        self._ground.cgroup.freeze(timeout=self.plan.deadlines.freeze)
         self._mark("freeze")
 
     async def _dump(self) -> None:
@@ -243,40 +208,35 @@ class Mover:
         options = {
             **self._common_options(),
             Option.IMAGES_DIR: str(self._places.source_images),
-            Option.PAGE_SERVER: page_server_on(_PAGES_FD),
             # CRIU gives up by itself and cures the tasks; killing it in the middle would not.
             Option.TIMEOUT: max(1, int(deadline)),
         }
-        pushing = asyncio.create_task(self._pages.keep_pushing())
+        self._images.start()
         collecting = asyncio.create_task(self._collect())
         try:
             async with asyncio.timeout(2 * deadline):
                 await self._dump_gate.go(options)
-                await self._pages.wait(timeout=deadline)
                 await collecting
         except (MycoError, TimeoutError) as error:
             raise MoveError(self._places.blame("dump", error)) from error
         finally:
-            pushing.cancel()
             await asyncio.wait({collecting})
             if not collecting.cancelled():
                 collecting.exception()  # seen: not the cause, if the dump failed first
-        if not self._cgroup.frozen():
+        if not self._ground.cgroup.frozen():
             raise MoveError("CRIU left the source running after the dump")
         self._mark("dump")
 
     async def _collect(self) -> None:
         """Learn what the handover needs to know, while CRIU dumps."""
-        names = await self._source.collect()
+        names = await self._ground.source.collect()
         addresses = self.plan.address_map()
-        for peer in self._peers:  # one by one: they are threads of one interpreter
+        for peer in self._ground.peers:  # one by one: they are threads of one interpreter
             await peer.survey(names, addresses)
 
     async def _send(self) -> None:
         async with asyncio.timeout(self.plan.deadlines.send):
-            self.report.image_bytes = await send_images(
-                self._places.source_images, self._places.target_images, self._channel
-            )
+            self.report.image_bytes = await self._images.finish()
         self._mark("send")
 
     async def _restore(self) -> None:
@@ -295,14 +255,14 @@ class Mover:
     async def _hand_over(self) -> None:
         assert self._copy is not None
         handover = self._handover = Handover(
-            self._source,
-            self._target,
-            self._peers,
+            self._ground.source,
+            self._ground.target,
+            self._ground.peers,
             addresses=self.plan.address_map(),
             record_commit=self._record_commit,
             record=self._record_handover,
         )
-        self._target.collect(self._copy_init, self._copy.pids())
+        self._ground.target.collect(self._copy_init, self._copy.pids())
         await handover.ready()
 
     async def _commit(self) -> None:
@@ -357,8 +317,8 @@ class Mover:
         }
 
     async def _remove_source(self) -> None:
-        await self._source.silence()
-        await asyncio.to_thread(self._cgroup.kill, timeout=self.plan.deadlines.remove)
+        await self._ground.source.silence()
+        await asyncio.to_thread(self._ground.cgroup.kill, timeout=self.plan.deadlines.remove)
         self._frozen = False
         assert self._dump_job is not None
         await self._dump_job.wait(timeout=self.plan.deadlines.remove)
@@ -378,11 +338,11 @@ class Mover:
 
     async def _thaw(self) -> None:
         if self._frozen:
-            self._cgroup.thaw()
+            self._ground.cgroup.thaw()
             self._frozen = False
 
     async def _undrain(self) -> None:
-        await self._source.undrain()
+        await self._ground.source.undrain()
 
     async def _clean_up(self) -> None:
         """End what is still waiting, in the order that lets runc clean up after itself.
@@ -413,7 +373,7 @@ class Mover:
             Option.TCP_CLOSE: 1,
             Option.NETWORK_LOCK: NetworkLock.SKIP,
         }
-        if self._one_cgroup:
+        if self._ground.one_cgroup:
             # The tasks stay in the cgroup that runc made for them; looking through every
             # controller's files costs the dump 15 ms and the restore 10.
             options[Option.MANAGE_CGROUPS] = 0

@@ -7,7 +7,7 @@ import ctypes
 import ipaddress
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mycoproxy.sockets import Task, addresses_in_use, tasks_of
 
 _TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 _ESTABLISHED = 1  # include/net/tcp_states.h
-_IMAGE_ROOM = 64 << 20  # bytes, for everything that is not memory
+_IMAGE_ROOM = 64 << 20  # bytes, for what is not memory
 
 # What CRIU refuses to dump, by what /proc/PID/fd calls it.
 _UNDUMPABLE = {
@@ -127,18 +127,26 @@ def check_target(plan: MovePlan, source_pod: NamespaceWorker, target_pod: Namesp
         )
 
 
-def check_space(directory: Path, memory_bytes: int) -> None:
-    """``directory`` is on a tmpfs with room for the images. Raises ``RefusedError``."""
-    if not directory.is_dir():
-        raise RefusedError(f"no directory {directory} for the images")
-    if _filesystem(directory) != _TMPFS_MAGIC:
-        raise RefusedError(f"{directory} is not on a tmpfs; images on a disk make the freeze long")
-    needed = memory_bytes + _IMAGE_ROOM
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise RefusedError(
-            f"{directory} has {free >> 20} MiB free; the images need {needed >> 20} MiB"
-        )
+def check_space(needed: Mapping[Path, int]) -> None:
+    """Each directory is on a tmpfs with room for so many bytes of memory, and the rest.
+
+    Directories on one file system share its room. Raises ``RefusedError``.
+    """
+    wanted: dict[int, int] = {}
+    for directory, memory_bytes in needed.items():
+        if not directory.is_dir():
+            raise RefusedError(f"no directory {directory} for the images")
+        if _filesystem(directory) != _TMPFS_MAGIC:
+            raise RefusedError(
+                f"{directory} is not on a tmpfs; images on a disk make the freeze long"
+            )
+        device = directory.stat().st_dev
+        wanted[device] = wanted.get(device, 0) + memory_bytes + _IMAGE_ROOM
+        free = shutil.disk_usage(directory).free
+        if free < wanted[device]:
+            raise RefusedError(
+                f"{directory} has {free >> 20} MiB free; the images need {wanted[device] >> 20} MiB"
+            )
 
 
 def _check_task(task: Task) -> None:

@@ -43,7 +43,6 @@ class Option(IntEnum):
 
     IMAGES_DIR_FD = 1
     LOG_LEVEL = 9
-    PAGE_SERVER = 11
     WORK_DIR_FD = 17
     MANAGE_CGROUPS = 24
     MANAGE_CGROUPS_MODE = 34
@@ -60,9 +59,6 @@ class NetworkLock(IntEnum):
     IPTABLES = 1
     NFTABLES = 2
     SKIP = 3
-
-
-_PAGE_SERVER_FD = 4  # criu_page_server_info.fd
 
 
 class ManageCgroups(IntEnum):
@@ -117,11 +113,6 @@ def with_options(packet: bytes, options: Mapping[Option, OptionValue]) -> bytes:
     request = [field for field in request if field.number != 2]
     request.append(Field(2, _BYTES, serialize(opts)))
     return serialize(request)
-
-
-def page_server_on(fd: int) -> bytes:
-    """The value of ``Option.PAGE_SERVER`` for a connection that CRIU has as descriptor ``fd``."""
-    return serialize([Field(_PAGE_SERVER_FD, _VARINT, fd)])
 
 
 @dataclass(frozen=True, slots=True)

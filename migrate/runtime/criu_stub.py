@@ -3,10 +3,9 @@
 
 runc starts ``criu swrk 3`` and speaks RPC with it over descriptor 3. This program gives that
 descriptor, and one end of a new pair, to the mover (``gate.py``) over the abstract socket named by
-``MYCOPROXY_GATE``; takes from it the descriptors that CRIU is to have besides (a connected socket
-for the pages), which it puts where the mover says; and executes the real CRIU on the other end.
-So CRIU sits exactly where runc wanted it (cgroup, parent, inherited descriptors), already started
-and waiting, long before the freeze; and what passes between the two goes through the mover.
+``MYCOPROXY_GATE``, and executes the real CRIU on the other end of the pair. So CRIU sits exactly
+where runc wanted it (cgroup, parent, inherited descriptors), already started and waiting, long
+before the freeze; and what passes between the two goes through the mover.
 
 CRIU is put into the network namespace of the workload (``MYCOPROXY_GATE_NETNS``). What CRIU finds
 to be its own namespace it neither dumps nor restores; a network namespace that runc declares
@@ -15,7 +14,6 @@ external it would still look through (a conntrack dump walks the whole hash tabl
 An executable of its own, without an import of this project: 10-20 ms, before the freeze.
 """
 
-import array
 import ctypes
 import os
 import socket
@@ -37,15 +35,9 @@ def main() -> None:
             gate.connect("\0" + environment["MYCOPROXY_GATE"])
             hello = struct.pack("=i", os.getpid()) + environment["MYCOPROXY_GATE_KEY"].encode()
             socket.send_fds(gate, [hello], [rpc, theirs.fileno()])
-            wanted, ancillary, _, _ = gate.recvmsg(256, socket.CMSG_SPACE(32 * 4))
-        given = array.array("i")
-        for _, _, data in ancillary:
-            given.frombytes(data[: len(data) - len(data) % given.itemsize])
-        places = struct.unpack(f"={len(given)}i", wanted[1:]) if given else ()
+            if gate.recv(1) != b"+":
+                sys.exit("the gate does not want this CRIU")
         os.dup2(ours.fileno(), rpc)
-        for fd, place in zip(given, places, strict=True):
-            os.dup2(fd, place)
-            os.close(fd)
         theirs.close()
         enter_network_namespace(environment["MYCOPROXY_GATE_NETNS"])
     os.execve(real, [real, *sys.argv[1:]], environment)  # noqa: S606

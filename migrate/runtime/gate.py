@@ -22,7 +22,7 @@ import secrets
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +47,6 @@ class GateError(MycoError):
     """CRIU or runc failed, or ended, on the other side of the gate."""
 
 
-@dataclass(frozen=True, slots=True)
-class InheritedFd:
-    """A descriptor of the mover that CRIU is to have under the number ``place``."""
-
-    fd: int
-    place: int
-
-
 class Gate:
     """One runc command's CRIU: opened before runc is started, closed after it ended.
 
@@ -63,15 +55,7 @@ class Gate:
     is the workload's.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        criu: CriuBinary,
-        *,
-        netns: Path,
-        inherited: Sequence[InheritedFd] = (),
-    ) -> None:
-        self._inherited = tuple(inherited)
+    def __init__(self, directory: Path, criu: CriuBinary, *, netns: Path) -> None:
         self._sessions: list[tuple[socket.socket, socket.socket]] = []
         self._closed = False
         directory.mkdir(parents=True)
@@ -185,10 +169,7 @@ class Gate:
             runc.setblocking(False)
             criu.setblocking(False)
             self._sessions.append((runc, criu))
-            places = struct.pack(
-                f"={len(self._inherited)}i", *(each.place for each in self._inherited)
-            )
-            await _send(stub, _Packet(b"+" + places, tuple(each.fd for each in self._inherited)))
+            await _send(stub, _Packet(b"+"))
         (pid,) = _PID.unpack_from(hello.data)
         return runc, criu, pid
 

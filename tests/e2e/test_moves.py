@@ -1,6 +1,8 @@
 """The main job: moves under load lose nothing, and what they leave is what was there."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +131,19 @@ def test_an_interrupted_run_leaves_nothing_behind(lab_name: str, tmp_path: Path,
     assert "interrupted" in result.stderr
     assert "Traceback" not in result.stderr
     assert inventory.leftovers(lab_name) == []
+
+
+def test_an_interruption_after_the_commit_does_not_cost_the_workload(moving: Moving) -> None:
+    client = moving.checker("client", moving.service)
+
+    def interrupt(step: str) -> None:
+        if step == "clean up":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        moving.move("beta", interrupt)
+    assert moving.lab.pod("redis").node == "beta"
+    assert moving.lab.pod("redis").running
+    before = moving.requests(client)
+    moving.wait_until(lambda: moving.requests(client) > before + 20, "the client goes on")
+    assert_unharmed(client.stop())

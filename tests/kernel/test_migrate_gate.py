@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from migrate.runtime.criu_rpc import (
     serialize,
     with_options,
 )
-from migrate.runtime.gate import Gate, GateError, InheritedFd
+from migrate.runtime.gate import Gate, GateError
 from mycoproxy.check.criu import CriuBinary
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -108,10 +108,8 @@ class Played:
         self.runc: subprocess.Popen[bytes]
         self.gate: Gate
 
-    def open(
-        self, *, netns: Path = Path("/proc/self/ns/net"), inherited: Sequence[InheritedFd] = ()
-    ) -> Gate:
-        self.gate = Gate(self.directory / "gate", self.criu, netns=netns, inherited=inherited)
+    def open(self, *, netns: Path = Path("/proc/self/ns/net")) -> Gate:
+        self.gate = Gate(self.directory / "gate", self.criu, netns=netns)
         return self.gate
 
     def start(self, *, runc: list[list[Step]], criu: dict[RequestType, list[Step]]) -> None:
@@ -311,30 +309,7 @@ def test_a_descriptor_that_comes_with_a_notification_reaches_runc_and_is_not_kep
     assert played.notes("runc", "read") == ["a terminal"]
 
 
-def test_inherited_descriptors_arrive_at_their_places_and_nowhere_else(played: Played) -> None:
-    async def scenario() -> tuple[str, str]:
-        pipe = os.pipe()
-        ours = descriptors()
-        gate = played.open(inherited=[InheritedFd(pipe[0], 300), InheritedFd(pipe[1], 301)])
-        played.start(
-            runc=[[send(RESTORE_REQUEST), RECEIVE]],
-            criu={RequestType.RESTORE: [["descriptors"], send(RESTORED), AWAIT_END]},
-        )
-        await gate.wait_for_request(RequestType.RESTORE)
-        await gate.go({})
-        gate.close()
-        await played.all_end()
-        for fd in pipe:
-            os.close(fd)
-        return ours[str(pipe[0])], ours[str(pipe[1])]
-
-    reader, writer = run(scenario())
-    assert reader == writer  # one pipe
-    (links,) = played.notes("criu", "descriptors")
-    assert sorted(number for number, link in links.items() if link == reader) == ["300", "301"]
-
-
-def test_criu_has_only_standard_streams_the_talk_and_what_it_inherits(played: Played) -> None:
+def test_criu_has_only_standard_streams_the_talk_and_nothing_else(played: Played) -> None:
     async def scenario() -> None:
         gate = played.open()
         played.start(

@@ -134,23 +134,37 @@ def tmpfs() -> Iterator[Path]:
 
 
 def test_a_tmpfs_with_room_is_fine(tmpfs: Path) -> None:
-    preflight.check_space(tmpfs, 0)
+    preflight.check_space({tmpfs: 0})
 
 
 def test_too_little_room_is_refused_with_both_numbers(tmpfs: Path) -> None:
     memory = shutil.disk_usage(tmpfs).total
     with pytest.raises(RefusedError, match=r"has \d+ MiB free; the images need \d+ MiB"):
-        preflight.check_space(tmpfs, memory)
+        preflight.check_space({tmpfs: memory})
+
+
+def test_directories_on_one_file_system_share_its_room(tmpfs: Path) -> None:
+    one, other = tmpfs / "one", tmpfs / "other"
+    one.mkdir()
+    other.mkdir()
+    try:
+        most = shutil.disk_usage(tmpfs).free // 10 * 6
+        preflight.check_space({one: most})
+        with pytest.raises(RefusedError, match="MiB free"):
+            preflight.check_space({one: most, other: most})
+    finally:
+        one.rmdir()
+        other.rmdir()
 
 
 def test_a_directory_on_no_tmpfs_is_refused() -> None:
     with pytest.raises(RefusedError, match="/proc is not on a tmpfs"):
-        preflight.check_space(Path("/proc"), 0)
+        preflight.check_space({Path("/proc"): 0})
 
 
 def test_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"no directory .*/nowhere"):
-        preflight.check_space(tmp_path / "nowhere", 0)
+        preflight.check_space({tmp_path / "nowhere": 0})
 
 
 def test_a_file_system_s_kind_is_the_one_that_the_kernel_tells() -> None:

@@ -21,7 +21,6 @@ from migrate.runtime.criu_rpc import (
     RpcError,
     failure,
     notify_reply,
-    page_server_on,
     parse,
     request_type,
     response,
@@ -212,7 +211,6 @@ def test_protoc_reads_the_options_that_were_set_and_those_that_were_there(protoc
         {
             Option.IMAGES_DIR_FD: -1,
             Option.LOG_LEVEL: 2,
-            Option.PAGE_SERVER: page_server_on(300),
             Option.TIMEOUT: 30,
             Option.TCP_CLOSE: 1,
             Option.NETWORK_LOCK: NetworkLock.SKIP,
@@ -220,7 +218,7 @@ def test_protoc_reads_the_options_that_were_set_and_those_that_were_there(protoc
         },
     )
     assert " ".join(protoc.decode("criu_req", changed).split()) == (
-        "type: DUMP opts { images_dir_fd: -1 leave_running: true log_level: 2 ps { fd: 300 }"
+        "type: DUMP opts { images_dir_fd: -1 leave_running: true log_level: 2 ps { port: 77 }"
         ' parent_img: "../before" timeout: 30 tcp_close: true network_lock: SKIP'
         ' images_dir: "/run/images" } keep_open: true'
     )

@@ -1,0 +1,81 @@
+"""The ground a move stands on: what the preflight found, opened for use. Changes nothing."""
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from migrate.machine import preflight
+from migrate.machine.plan import MovePlan
+from migrate.runtime.cgroup import Cgroup
+from migrate.runtime.channel import connect
+from mycoproxy.check.criu import CriuBinary
+from mycoproxy.handover import LocalPeer, LocalSource, LocalTarget
+from mycoproxy.namespaces import NamespaceWorker
+
+# The pages of a dump, by the memory that was resident before it; the tasks go on meanwhile.
+_RESERVE_FACTOR = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Both sides and the peers, ready to be prepared.
+
+    ``cgroup`` is the source's; ``one_cgroup``: none of its tasks is in a cgroup below it.
+    ``channel`` is the checkpoint's way, (source's end, target's end).
+    """
+
+    criu: CriuBinary
+    cgroup: Cgroup
+    one_cgroup: bool
+    memory_bytes: int
+    source: LocalSource
+    target: LocalTarget
+    peers: tuple[LocalPeer, ...]
+    channel: tuple[socket.socket, socket.socket]
+
+    @property
+    def parts(self) -> tuple[LocalPeer | LocalSource | LocalTarget, ...]:
+        """All that has to be prepared, and closed in the end."""
+        return *self.peers, self.source, self.target
+
+    @property
+    def reserve_bytes(self) -> int:
+        """The room that the target sets aside for memory pages."""
+        return reserve(self.memory_bytes)
+
+
+def reserve(memory_bytes: int) -> int:
+    """The room for the pages of so much resident memory."""
+    return int(memory_bytes * _RESERVE_FACTOR)
+
+
+async def inspect(plan: MovePlan, stack: AsyncExitStack) -> Ground:
+    """Run the preflight. What is opened is closed by ``stack``. Raises ``RefusedError``."""
+
+    def worker(netns: Path) -> NamespaceWorker:
+        return stack.enter_context(NamespaceWorker(netns))
+
+    criu = await asyncio.to_thread(preflight.check_machine)
+    container, tasks, memory = await asyncio.to_thread(preflight.check_source, plan)
+    source_pod, target_pod = worker(plan.source.pod_netns), worker(plan.target.pod_netns)
+    source_node, target_node = worker(plan.source.node_netns), worker(plan.target.node_netns)
+    await asyncio.to_thread(preflight.check_target, plan, source_pod, target_pod)
+    preflight.check_connections(source_pod)
+    preflight.check_space({plan.source.images: memory, plan.target.images: reserve(memory)})
+    cgroup = Cgroup(container.pid)
+    # Last, because it takes longest when it fails: can the target be reached at all?
+    channel = await asyncio.to_thread(connect, source_node, target_node, str(plan.transfer_address))
+    for end in channel:
+        stack.callback(end.close)
+    return Ground(
+        criu=criu,
+        cgroup=cgroup,
+        one_cgroup={Cgroup(task.pid).directory for task in tasks} == {cgroup.directory},
+        memory_bytes=memory,
+        source=LocalSource(source_pod, container.pid, plan.move_id),
+        target=LocalTarget(target_pod, plan.move_id),
+        peers=tuple(LocalPeer(peer.name, worker(peer.netns), plan.move_id) for peer in plan.peers),
+        channel=channel,
+    )
