@@ -290,7 +290,8 @@ def test_a_runc_that_fails_before_it_asks_is_an_error_with_its_reason(
     failing.parent.mkdir()
     # runc --root ROOT --log LOG --log-format json restore ...
     failing.write_text(
-        '#!/bin/sh\necho \'{"level":"error","msg":"container exists"}\' > "$4"\nexit 1\n'
+        '#!/bin/sh\n[ "$3" = --log ] || exit 0\n'
+        'echo \'{"level":"error","msg":"container exists"}\' > "$4"\nexit 1\n'
     )
     failing.chmod(0o700)
     monkeypatch.setenv("PATH", f"{failing.parent}:{os.environ['PATH']}")
