@@ -6,8 +6,10 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +42,7 @@ class Transfer:
             (self.source / name).write_bytes(body)
         (self.source / "dump.log").write_text("not an image")
         self.expected = dict(SMALL)
+        self.failed: ImageStream | None = None
 
     def run(self, *, reserve: int | None, dump: Callable[[], None] = lambda: None) -> int:
         """Stream what is there and what ``dump`` writes meanwhile; returns the bytes sent."""
@@ -52,10 +55,18 @@ class Transfer:
                 stream.start()
                 await asyncio.to_thread(dump)
                 return await stream.finish()
+            except TransferError:
+                self.failed = stream
+                raise
             finally:
                 await stream.close()
 
         return run(scenario())
+
+    def assert_both_ends_heard(self) -> None:
+        assert self.failed is not None
+        ends = self.failed._running
+        assert [type(end.exception()) for end in ends] == [TransferError, TransferError]
 
     def pages(self, name: str, *sizes: int) -> Callable[[], None]:
         """Writes a pages image in pieces, as CRIU does; it is expected to arrive."""
@@ -76,17 +87,37 @@ class Transfer:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, with all the threads it started, within the deadline."""
+    """Run to the end, with all it started, within the deadline: no thread, no descriptor stays.
+
+    The channel's own two descriptors are closed by a stream, or by the fixture.
+    """
 
     async def bounded() -> T:
         async with asyncio.timeout(DEADLINE):
             return await coroutine
 
-    before = threading.active_count()
+    before, opened = threading.active_count(), descriptors()
     try:
         return asyncio.run(bounded())
     finally:
         assert threading.active_count() <= before, "a thread was left behind"
+        assert descriptors() <= opened, "a descriptor was left open"
+
+
+def descriptors() -> set[tuple[str, str]]:
+    """This process's own: number and what it is."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            found.add((entry.name, str(entry.readlink())))
+    return found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s"
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -148,6 +179,39 @@ def test_a_pages_image_without_a_byte_arrives(transfer: Transfer) -> None:
     transfer.assert_arrived()
 
 
+def test_an_empty_pages_image_beside_a_full_one_arrives(transfer: Transfer) -> None:
+    empty, full = transfer.pages("pages-1.img"), transfer.pages("pages-2.img", 2 * MIB)
+
+    def dump() -> None:
+        empty()
+        full()
+
+    transfer.run(reserve=MIB, dump=dump)
+    transfer.assert_arrived()
+
+
+def test_pages_are_sent_while_the_dump_goes_on(transfer: Transfer) -> None:
+    """Each piece is written only when the one before it has reached the target."""
+    pieces = [os.urandom(size) for size in (1, 4097, 70_001, 3 * MIB + 5, 2)]
+    transfer.expected["pages-1.img"] = whole = b"".join(pieces)
+    reserved = MIB
+
+    def arrived(length: int) -> bool:
+        image = transfer.target / "pages-1.img"
+        return image.exists() and image.read_bytes()[:length] == whole[:length]
+
+    def dump() -> None:
+        length = 0
+        with (transfer.source / "pages-1.img").open("wb", buffering=0) as image:
+            for piece in pieces:
+                image.write(piece)
+                length += len(piece)
+                until(lambda length=length: arrived(length))  # type: ignore[misc]
+
+    transfer.run(reserve=reserved, dump=dump)
+    transfer.assert_arrived()
+
+
 def test_nothing_is_sent_twice_or_left_open(transfer: Transfer) -> None:
     transfer.run(reserve=MIB, dump=transfer.pages("pages-1.img", MIB))
     for end in transfer.channel:
@@ -160,15 +224,27 @@ def test_room_that_is_not_there_is_an_error_before_anything_is_sent(
     transfer = Transfer(channel, tiny_tmpfs)
     with pytest.raises(TransferError, match=r"no room for 64 MiB.*No space left"):
         transfer.run(reserve=64 * MIB)
+    assert [path for path in transfer.target.iterdir() if path.stat().st_size] == []
 
 
-def test_a_target_that_runs_full_is_an_error_on_both_ends(
-    channel: Channel, tiny_tmpfs: Path, tmp_path: Path
+@pytest.mark.parametrize("reserve", [None, 8 * MIB, 15 * MIB])
+def test_a_target_that_runs_full_in_the_pages_is_an_error_on_both_ends(
+    transfer: Transfer, tiny_tmpfs: Path, reserve: int | None
 ) -> None:
-    transfer = Transfer(channel, tmp_path)
     transfer.target = tiny_tmpfs
-    with pytest.raises(TransferError):
-        transfer.run(reserve=None, dump=transfer.pages("pages-1.img", 40 * MIB))
+    with pytest.raises(TransferError, match=r"receiving the images.*No space left"):
+        transfer.run(reserve=reserve, dump=transfer.pages("pages-1.img", 40 * MIB))
+    transfer.assert_both_ends_heard()
+
+
+def test_a_target_that_runs_full_in_the_small_images_is_an_error_on_both_ends(
+    transfer: Transfer, tiny_tmpfs: Path
+) -> None:
+    transfer.target = tiny_tmpfs
+    dump = transfer.pages("pages-1.img", 13 * MIB)  # SMALL has 5 MB, the tmpfs 16
+    with pytest.raises(TransferError, match=r"receiving the images.*No space left"):
+        transfer.run(reserve=13 * MIB, dump=dump)
+    transfer.assert_both_ends_heard()
 
 
 @pytest.fixture
@@ -186,24 +262,69 @@ def test_a_source_that_cannot_read_is_an_error_on_both_ends(transfer: Transfer) 
     (transfer.source / "zz.img").mkdir()
     with pytest.raises(TransferError, match="sending the images"):
         transfer.run(reserve=MIB)
+    transfer.assert_both_ends_heard()
+
+
+def test_a_pages_image_that_becomes_shorter_is_an_error_on_both_ends(
+    netns_pair: Link, transfer: Transfer
+) -> None:
+    dump = transfer.pages("pages-1.img", 30 * MIB)
+
+    def cut_short() -> None:
+        # Nothing gets through, so that the sender stands in the middle of the file.
+        netns_pair.right.link_state(netns_pair.right_ifname, "down")
+        dump()
+        os.truncate(transfer.source / "pages-1.img", 1)
+        netns_pair.right.link_state(netns_pair.right_ifname, "up")
+
+    with pytest.raises(TransferError):
+        transfer.run(reserve=MIB, dump=cut_short)
+    transfer.assert_both_ends_heard()
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["source", "target"])
-@pytest.mark.parametrize("when", ["in the pages", "before the rest"])
-def test_a_connection_that_is_cut_is_an_error_on_both_ends(
-    transfer: Transfer, side: int, when: str
+def test_a_connection_that_is_cut_in_the_pages_is_an_error_on_both_ends(
+    transfer: Transfer, side: int
 ) -> None:
     def dump() -> None:
         transfer.pages("pages-1.img", 30 * MIB)()
-        image = transfer.target / "pages-1.img"
-        if when == "before the rest":
-            deadline = threading.Event()
-            while not image.exists() and not deadline.wait(0.001):
-                pass
+        until((transfer.target / "pages-1.img").exists)
         transfer.channel[side].shutdown(socket.SHUT_RDWR)
+        with (transfer.source / "pages-1.img").open("ab") as image:
+            image.write(b"more")  # there is something to send after the cut in any case
 
     with pytest.raises(TransferError):
         transfer.run(reserve=None, dump=dump)
+    transfer.assert_both_ends_heard()
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["source", "target"])
+def test_a_connection_that_is_cut_in_the_small_images_is_an_error_on_both_ends(
+    transfer: Transfer, side: int
+) -> None:
+    """``dd.img`` is a pipe: the sender waits in the middle of the small images."""
+    pipe = transfer.source / "dd.img"
+    os.mkfifo(pipe)
+
+    async def scenario() -> None:
+        stream = ImageStream(transfer.source, transfer.target, transfer.channel)
+        try:
+            await stream.reserve(MIB)
+            stream.start()
+            finishing = asyncio.create_task(stream.finish())
+            writer = await asyncio.to_thread(pipe.open, "wb")
+            with writer:
+                await asyncio.to_thread(until, (transfer.target / "core-1.img").exists)
+                assert not (transfer.target / "mm-1.img").exists()
+                transfer.channel[side].shutdown(socket.SHUT_RDWR)
+            await finishing
+        finally:
+            transfer.failed = stream
+            await stream.close()
+
+    with pytest.raises(TransferError):
+        run(scenario())
+    transfer.assert_both_ends_heard()
 
 
 def test_a_stream_can_be_closed_while_the_dump_goes_on_for_ever(transfer: Transfer) -> None:
@@ -217,11 +338,59 @@ def test_a_stream_can_be_closed_while_the_dump_goes_on_for_ever(transfer: Transf
     run(scenario())
 
 
-def test_a_stream_that_never_started_can_be_closed(transfer: Transfer) -> None:
+def test_a_stream_can_be_closed_in_the_middle_of_a_file_that_still_grows(
+    transfer: Transfer,
+) -> None:
+    closed = threading.Event()
+
+    def dump() -> None:
+        with (transfer.source / "pages-1.img").open("wb", buffering=0) as image:
+            while not closed.is_set() and image.tell() < 256 * MIB:
+                image.write(bytes(12_345))
+
+    async def scenario() -> None:
+        stream = transfer.failed = ImageStream(transfer.source, transfer.target, transfer.channel)
+        await stream.reserve(MIB)
+        stream.start()
+        dumping = asyncio.create_task(asyncio.to_thread(dump))
+        await asyncio.to_thread(until, (transfer.target / "pages-1.img").exists)
+        await stream.close()
+        closed.set()
+        await dumping
+
+    run(scenario())
+    transfer.assert_both_ends_heard()
+
+
+def test_a_stream_that_never_started_can_be_closed_and_again(transfer: Transfer) -> None:
+    async def scenario() -> None:
+        stream = ImageStream(transfer.source, transfer.target, transfer.channel)
+        await stream.close()
+        await stream.close()
+
+    run(scenario())
+
+
+def test_a_reserve_that_was_never_used_is_let_go(transfer: Transfer) -> None:
     async def scenario() -> None:
         stream = ImageStream(transfer.source, transfer.target, transfer.channel)
         await stream.reserve(MIB)
         await stream.close()
+        assert str(transfer.target) not in Path("/proc/self/maps").read_text()
+
+    run(scenario())
+
+
+def test_a_reserve_that_is_given_up_is_let_go(transfer: Transfer) -> None:
+    async def scenario() -> None:
+        stream = ImageStream(transfer.source, transfer.target, transfer.channel)
+        reserving = asyncio.create_task(stream.reserve(32 * MIB))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(until, (transfer.target / "reserved").exists)
+        reserving.cancel()
+        await asyncio.wait({reserving})
+        await stream.close()
+        assert str(transfer.target) not in Path("/proc/self/maps").read_text()
 
     run(scenario())
 
@@ -267,7 +436,14 @@ GOOD = message("a.img", b"whole")
         pytest.param(b"\xff" * 4, "header of 4294967295 bytes", id="long-header"),
         pytest.param(struct.pack("!I", 3) + b"\xc1\xc1\xc1", "damaged", id="no-msgpack"),
         pytest.param(message(7, b"x"), "damaged", id="no-name"),
+        pytest.param(message(["a.img"], b"x"), "damaged", id="name-in-a-list"),
         pytest.param(message("a.img", b"", "many"), "damaged", id="no-size"),
+        pytest.param(message("a.img", b"", -1), "damaged", id="negative-size"),
+        # More than any machine's memory: it must not be allocated before it arrives.
+        pytest.param(message("a.img", b"x", 1 << 62), "bytes early", id="immense-size"),
+        pytest.param(message("a\0.img", b"x"), "damaged", id="nul-in-the-name"),
+        pytest.param(message("", msgpack.packb(7)), "damaged", id="table-is-no-list"),
+        pytest.param(table(("a.img", 5)), "damaged", id="short-row-in-the-table"),
         pytest.param(
             GOOD + table(("a.img", 5, zlib.crc32(b"wHole"))), "arrived damaged", id="checksum"
         ),
