@@ -57,6 +57,11 @@ class Layout:
         """Logs of runc and of whoever works in the lab."""
         return self.run / "logs"
 
+    @property
+    def scratch(self) -> Path:
+        """What clients and captures write in a run, until it has been read."""
+        return self.run / "scratch"
+
     def netns(self, node: str, pod: str | None = None) -> Path:
         """The network namespace of a node, or of a pod on that node."""
         return NETNS / (f"nl-{self.lab}-{node}" + (f".{pod}" if pod else ""))

@@ -7,10 +7,8 @@ Everything is taken down whatever happens: a failure, a signal. What is measured
 import asyncio
 import functools
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,20 +68,20 @@ class Runner:
         lab could not be brought up, and passes a cancellation on after taking the lab down.
         """
         steps = self._scenario.steps(moves)
-        with ExitStack() as stack:
-            scratch = Path(tempfile.mkdtemp(prefix=f"netlab-{self._lab_name}-"))
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            self._progress(f"lab {self._lab_name}: nodes, links, Services")
-            lab = Lab.up(self._topology, self._lab_name)
+        self._progress(f"lab {self._lab_name}: nodes, links, Services")
+        lab = Lab.up(self._topology, self._lab_name)
+        try:
+            scratch = lab.layout.scratch
+            scratch.mkdir()
             try:
                 await self._in(lab, scratch, steps)
             except MycoError as error:
                 self._outcome.error = error
                 self._save(lab.logs, scratch)
-            finally:
-                self._progress("taking the lab down")
-                lab.down()
-                self._outcome.leftovers = inventory.leftovers(self._lab_name)
+        finally:
+            self._progress("taking the lab down")
+            lab.down()
+            self._outcome.leftovers = inventory.leftovers(self._lab_name)
         return self._outcome
 
     async def _in(self, lab: Lab, scratch: Path, steps: Sequence[Wait | Move]) -> None:
