@@ -251,12 +251,22 @@ def check(name: str, as_json: bool) -> None:
         raise MycoError(f"{len(failed)} of {len(items)} checks of lab {name} failed")
 
 
-@cli.command(short_help="Print the JSON Schema of topology files.")
-def schema() -> None:
-    """Print the JSON Schema of topology files."""
+@cli.command(short_help="Print the JSON Schema of topology or scenario files.")
+@click.argument("kind", type=click.Choice(["topology", "scenario"]), default="topology")
+def schema(kind: str) -> None:
+    """Print the JSON Schema of topology files, or of scenario files.
+
+    \b
+    netlab schema
+    netlab schema scenario
+    """
+    from netlab.scenario import Scenario  # noqa: PLC0415
     from netlab.topology import schema as topology_schema  # noqa: PLC0415
 
-    click.echo(topology_schema())
+    if kind == "topology":
+        click.echo(topology_schema())
+    else:
+        _print_json(Scenario.model_json_schema())
 
 
 def _print_json(value: object) -> None:

@@ -106,30 +106,48 @@ def test_a_connection_that_is_opened_after_the_move_reaches_the_new_place(moving
     assert_unharmed(client.stop())
 
 
-@pytest.mark.parametrize("step", ["dump", "hand over the connections", "clean up"])
-def test_an_interrupted_run_leaves_nothing_behind(lab_name: str, tmp_path: Path, step: str) -> None:
-    """SIGINT in the middle of a move: before its commit it is undone, after it finished."""
+def run_with_a_signal(step: str, number: signal.Signals, name: str, out: Path) -> tuple[int, str]:
+    """The demo, which sends itself a signal as a step of its first move begins."""
     program = (
-        "import os, signal, sys\n"
+        "import os, sys\n"
         "from migrate.machine.mover import Mover\n"
         "perform = Mover._perform\n"
-        "def interrupted(self, action):\n"
-        f"    if action.value == {step!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "def hit(self, action):\n"
+        f"    if action.value == {step!r}: os.kill(os.getpid(), {int(number)})\n"
         "    return perform(self, action)\n"
-        "Mover._perform = interrupted\n"
+        "Mover._perform = hit\n"
         "from netlab.cli import main\n"
         "main()\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, "run", "demo", "--name", lab_name, "--out", str(tmp_path)],
+        [sys.executable, "-c", program, "run", "demo", "--name", name, "--out", str(out)],
         capture_output=True,
         text=True,
         timeout=110,
         check=False,
     )
-    assert result.returncode == 1, result.stderr[-3000:]
-    assert "interrupted" in result.stderr
-    assert "Traceback" not in result.stderr
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("step", ["dump", "hand over the connections", "clean up"])
+def test_an_interrupted_run_leaves_nothing_behind(lab_name: str, tmp_path: Path, step: str) -> None:
+    """SIGINT in the middle of a move: before its commit it is undone, after it finished."""
+    status, said = run_with_a_signal(step, signal.SIGINT, lab_name, tmp_path)
+    assert status == 1, said[-3000:]
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert inventory.leftovers(lab_name) == []
+
+
+@pytest.mark.parametrize("step", ["dump", "let CRIU go on", "remove the source silently"])
+def test_what_a_killed_run_left_is_found_and_removed(
+    lab_name: str, tmp_path: Path, step: str
+) -> None:
+    """SIGKILL with the source frozen, runc and CRIU at their gates, sockets in repair mode."""
+    status, _ = run_with_a_signal(step, signal.SIGKILL, lab_name, tmp_path)
+    assert status == -signal.SIGKILL
+    assert inventory.leftovers(lab_name)
+    subprocess.run([NETLAB, "down", lab_name], check=True, timeout=60, capture_output=True)
     assert inventory.leftovers(lab_name) == []
 
 
