@@ -7,6 +7,7 @@ of their talk can be played, the deaths and refusals included.
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -430,6 +431,23 @@ def test_refusing_ends_a_runc_that_has_not_asked_yet(played: Played) -> None:
         await played.all_end()
 
     run(scenario())
+
+
+def test_a_stub_whose_gate_closes_before_it_is_let_in_starts_no_criu(played: Played) -> None:
+    async def scenario() -> None:
+        gate = played.open()
+        played.start(
+            runc=[[send(RESTORE_REQUEST), AWAIT_END]], criu={RequestType.RESTORE: [AWAIT_END]}
+        )
+        knocking = [gate._listener]
+        await until(lambda: bool(select.select(knocking, [], [], 0)[0]), "the stub connects")
+        gate.close()
+        await played.all_end()
+
+    run(scenario())
+    assert played.pids() == []
+    (status,) = played.notes("runc", "criu ended")
+    assert status != 0
 
 
 def test_closing_ends_both_and_leaves_no_descriptor_open(played: Played) -> None:

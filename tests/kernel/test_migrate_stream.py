@@ -1,10 +1,12 @@
 """Images arrive whole while they are being written, or both ends hear of it and nobody hangs."""
 
 import asyncio
+import ctypes
+import fcntl
 import os
 import socket
 import struct
-import subprocess
+import termios
 import threading
 import time
 import zlib
@@ -247,15 +249,33 @@ def test_a_target_that_runs_full_in_the_small_images_is_an_error_on_both_ends(
     transfer.assert_both_ends_heard()
 
 
+# The same numbers on every architecture: asm-generic/unistd.h; linux/mount.h.
+FSOPEN, FSCONFIG, FSMOUNT = 430, 431, 432
+FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
+
+
 @pytest.fixture
-def tiny_tmpfs(tmp_path: Path) -> Iterator[Path]:
-    where = tmp_path / "tiny"
-    where.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(where)], check=True)
+def tiny_tmpfs() -> Iterator[Path]:
+    """16 MB, mounted nowhere: it goes with its descriptor, also if this process is killed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(number: int, *arguments: object) -> int:
+        result: int = libc.syscall(number, *arguments)
+        if result < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return result
+
+    context = call(FSOPEN, b"tmpfs", 0)
     try:
-        yield where
+        call(FSCONFIG, context, FSCONFIG_SET_STRING, b"size", b"16m", 0)
+        call(FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        mounted = call(FSMOUNT, context, 0, 0)
     finally:
-        subprocess.run(["umount", str(where)], check=True)
+        os.close(context)
+    try:
+        yield Path(f"/proc/self/fd/{mounted}")
+    finally:
+        os.close(mounted)
 
 
 def test_a_source_that_cannot_read_is_an_error_on_both_ends(transfer: Transfer) -> None:
@@ -268,16 +288,22 @@ def test_a_source_that_cannot_read_is_an_error_on_both_ends(transfer: Transfer) 
 def test_a_pages_image_that_becomes_shorter_is_an_error_on_both_ends(
     netns_pair: Link, transfer: Transfer
 ) -> None:
-    dump = transfer.pages("pages-1.img", 30 * MIB)
+    image, elsewhere = transfer.source / "pages-1.img", transfer.source / "elsewhere"
+    elsewhere.write_bytes(bytes(30 * MIB))
+
+    def unacknowledged() -> int:
+        (count,) = struct.unpack("=i", fcntl.ioctl(transfer.channel[0], termios.TIOCOUTQ, bytes(4)))
+        return int(count)
 
     def cut_short() -> None:
         # Nothing gets through, so that the sender stands in the middle of the file.
         netns_pair.right.link_state(netns_pair.right_ifname, "down")
-        dump()
-        os.truncate(transfer.source / "pages-1.img", 1)
+        elsewhere.rename(image)
+        until(lambda: unacknowledged() > 0)
+        os.truncate(image, 1)
         netns_pair.right.link_state(netns_pair.right_ifname, "up")
 
-    with pytest.raises(TransferError):
+    with pytest.raises(TransferError, match=r"pages-1\.img became shorter"):
         transfer.run(reserve=MIB, dump=cut_short)
     transfer.assert_both_ends_heard()
 
@@ -381,18 +407,34 @@ def test_a_reserve_that_was_never_used_is_let_go(transfer: Transfer) -> None:
     run(scenario())
 
 
-def test_a_reserve_that_is_given_up_is_let_go(transfer: Transfer) -> None:
+def test_a_reserve_that_is_given_up_is_let_go(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled while its thread is at work, which then still maps the room."""
+    working, go_on = threading.Event(), threading.Event()
+    allocate = os.posix_fallocate
+
+    def slowly(fd: int, offset: int, size: int) -> None:
+        working.set()
+        assert go_on.wait(DEADLINE)
+        allocate(fd, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", slowly)
+    stream = ImageStream(transfer.source, transfer.target, transfer.channel)
+
     async def scenario() -> None:
-        stream = ImageStream(transfer.source, transfer.target, transfer.channel)
-        reserving = asyncio.create_task(stream.reserve(32 * MIB))
-        await asyncio.sleep(0)
-        await asyncio.to_thread(until, (transfer.target / "reserved").exists)
+        reserving = asyncio.create_task(stream.reserve(MIB))
+        await asyncio.to_thread(until, working.is_set)
         reserving.cancel()
         await asyncio.wait({reserving})
-        await stream.close()
-        assert str(transfer.target) not in Path("/proc/self/maps").read_text()
+        closing = asyncio.create_task(stream.close())
+        for _ in range(10):  # it gets as far as it can
+            await asyncio.sleep(0)
+        go_on.set()
+        await closing
 
     run(scenario())
+    assert str(transfer.target) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_transfer_that_is_given_up_leaves_no_thread_behind(
