@@ -85,6 +85,7 @@ class Mover:
         self._journal: Journal | None = None
         self._handover: Handover | None = None
         self._copy: RestoringCopy | None = None
+        self._images: ImageStream | None = None
         self._dump_job: Job | None = None
         self._dump_gate: Gate | None = None
         self._frozen = False
@@ -178,9 +179,11 @@ class Mover:
         for part in ground.parts:
             self._stack.push_async_callback(part.close)
             await part.prepare()
-        self._images = ImageStream(places.source_images, places.target_images, ground.channel)
-        self._stack.push_async_callback(self._images.close)
-        await self._images.reserve(ground.reserve_bytes)
+        images = self._images = ImageStream(
+            places.source_images, places.target_images, ground.channel
+        )
+        self._stack.push_async_callback(images.close)
+        await images.reserve(ground.reserve_bytes)
         gate = self._dump_gate = Gate(places.dump_gate, ground.criu, netns=plan.source.pod_netns)
         self._stack.callback(gate.close)
         self._dump_job = await Runc(plan.source.runc_root).checkpoint(
@@ -215,6 +218,7 @@ class Mover:
             # CRIU gives up by itself and cures the tasks; killing it in the middle would not.
             Option.TIMEOUT: max(1, int(deadline)),
         }
+        assert self._images is not None
         self._images.start()
         collecting = asyncio.create_task(self._collect())
         try:
@@ -239,6 +243,7 @@ class Mover:
             await peer.survey(names, addresses)
 
     async def _send(self) -> None:
+        assert self._images is not None
         async with asyncio.timeout(self.plan.deadlines.send):
             self.report.image_bytes = await self._images.finish()
         self._mark("send")
@@ -366,6 +371,9 @@ class Mover:
                 self._places.save_logs()
         except OSError as error:
             failures.append(error)
+        if self._images is not None:
+            # A receiver that is still at work would write into what is being removed.
+            await self._images.close()
         self._places.remove()
         if failures:
             raise MoveError("; ".join(_text(failure) for failure in failures))

@@ -46,6 +46,7 @@ class Watched:
         moving = self.moving
         assert moving.lab.pod("redis").node == "alpha"
         assert not Cgroup(moving.lab.pod("redis").init_pid).frozen()
+        assert list(moving.lab.images.iterdir()) == []
         before = [moving.requests(client) for client in self.clients]
         moving.wait_until(
             lambda: all(
