@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mycoproxy.check.criu import cache_directory
 from mycoproxy.errors import MycoError, RefusedError, UsageError
-from netlab.layout import cache_directory
 
 _DIRECTORIES = ("data", "dev", "etc", "proc", "run", "sys", "tmp")
 

@@ -5,7 +5,6 @@ what was made. A lab's name has no hyphen, so ``nl-LAB-`` is a prefix of no othe
 node's name has no dot, so ``NODE.POD`` is clear too.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +85,6 @@ class Layout:
     def nft_table(self) -> str:
         """The name of the lab's nft tables."""
         return f"netlab-{self.lab}"
-
-
-def cache_directory() -> Path:
-    """Where root file systems are kept: ``MYCOPROXY_CACHE``, else /var/cache/mycoproxy."""
-    return Path(os.environ.get("MYCOPROXY_CACHE") or "/var/cache/mycoproxy")
 
 
 def lab_of_namespace(name: str) -> str | None:

@@ -32,7 +32,7 @@ from mycoproxy.errors import MycoError, RefusedError
 from mycoproxy.handover import Handover
 from mycoproxy.statetable import Driver, Transition
 
-_LOG_LEVEL = 2  # errors and warnings; more costs the freeze 10 ms of write(2)
+_LOG_LEVEL = 2  # errors and warnings; more is a write(2) for every line
 
 
 class MoveError(MycoError):
@@ -202,7 +202,7 @@ class Mover:
     # -- while the workload stands ----------------------------------------------------------
 
     async def _freeze(self) -> None:
-        # A collection in the middle of the handover would cost it 30 ms.
+        # A collection in the middle of the handover would make it longer.
         gc.disable()
         self._mark("begin")
         self._frozen = True

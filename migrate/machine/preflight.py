@@ -8,7 +8,6 @@ import ipaddress
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -33,16 +32,6 @@ _UNDUMPABLE = {
     "anon_inode:[landlock-ruleset]": "a landlock ruleset",
     "anon_inode:[perf_event]": "a perf event",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What the preflight learnt."""
-
-    criu: CriuBinary
-    container: Container
-    tasks: tuple[Task, ...]
-    memory_bytes: int
 
 
 def check_machine(probes: Iterable[Probe] = PROBES) -> CriuBinary:

@@ -43,10 +43,8 @@ class Option(IntEnum):
 
     IMAGES_DIR_FD = 1
     LOG_LEVEL = 9
-    WORK_DIR_FD = 17
     MANAGE_CGROUPS = 24
     MANAGE_CGROUPS_MODE = 34
-    GHOST_LIMIT = 35
     TIMEOUT = 45
     TCP_CLOSE = 52
     NETWORK_LOCK = 64

@@ -1,9 +1,8 @@
 """The gate between runc and CRIU: runc prepares, the mover says when, CRIU works.
 
 runc knows how to describe a container to CRIU (mounts, cgroups, namespaces, its own state file),
-and needs 100 to 200 ms for a dump or a restore that takes CRIU alone half of that: starting up,
-asking for CRIU's version, reading and writing state. All of it can be done while the workload
-still runs. So runc is started early, with the stub (``criu_stub.py``) as its ``criu``; its request
+and takes time for it that is not CRIU's: starting up, asking for CRIU's version, reading and
+writing state (``netlab bench runtime``). All of it can be done while the workload still runs. So runc is started early, with the stub (``criu_stub.py``) as its ``criu``; its request
 stops here, before CRIU has read it, until ``go``. From then on messages are passed on, the
 request with the options that this project needs, and notifications can be answered here instead:
 at ``post-restore`` everything is there and nothing runs, a refusal still aborts the restore, and

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mycoproxy.addresses import FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.machine import TABLE, Action, Event, State
 from mycoproxy.handover.peer import unreached
@@ -50,7 +49,6 @@ class Handover:
         self._source, self._target, self._peers = source, target, peers
         self._addresses = dict(addresses)
         self._record_commit = record_commit
-        self._held: Sequence[FourTuple] = ()
         self.connections: Sequence[Connection] = ()
         self.rehomed: list[Rehomed] = []
         self.steps: list[Step] = []
@@ -114,7 +112,7 @@ class Handover:
     async def _act(self, action: Action) -> None:
         match action:
             case Action.HOLD:
-                self._held = await self._source.hold()
+                await self._source.hold()
             case Action.CAPTURE:
                 self.connections = await self._source.capture()
             case Action.REHOME:

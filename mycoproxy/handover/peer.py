@@ -12,7 +12,7 @@ from mycoproxy.handover.sides import Connection, Rehomed
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.entry import ConntrackEntry
-from mycoproxy.netfilter.hold import Hold
+from mycoproxy.netfilter.hold import Hold, on_the_wire
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.paths import Path, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
@@ -162,7 +162,7 @@ class LocalPeer:
             one
             for one in connections
             if FourTuple(local=one.remote, remote=one.local) in dialled
-            or FourTuple(_wire(one.local), _wire(one.remote)) in translated
+            or FourTuple(on_the_wire(one.local), on_the_wire(one.remote)) in translated
         )
 
     async def lost_segments(self) -> Sequence[LostSegment]:
@@ -227,10 +227,6 @@ def _entries(todo: Mapping[FourTuple, _Todo], path: Path) -> dict[FourTuple, Con
     return {
         name: one.entry for name, one in todo.items() if one.path is path and one.entry is not None
     }
-
-
-def _wire(endpoint: Endpoint) -> Endpoint:
-    return Endpoint(wire_address(endpoint.address), endpoint.port)
 
 
 def _addresses_here() -> frozenset[str]:
