@@ -2,11 +2,12 @@
 
 runc knows how to describe a container to CRIU (mounts, cgroups, namespaces, its own state file),
 and takes time for it that is not CRIU's: starting up, asking for CRIU's version, reading and
-writing state (``netlab bench runtime``). All of it can be done while the workload still runs. So runc is started early, with the stub (``criu_stub.py``) as its ``criu``; its request
-stops here, before CRIU has read it, until ``go``. From then on messages are passed on, the
-request with the options that this project needs, and notifications can be answered here instead:
-at ``post-restore`` everything is there and nothing runs, a refusal still aborts the restore, and
-that is where connections are handed over.
+writing state (``netlab bench runtime``). All of it can be done while the workload still runs. So
+runc is started early, with the stub (``criu_stub.py``) as its ``criu``; its request stops here,
+before CRIU has read it, until ``go``. From then on messages are passed on, the request with the
+options that this project needs, and notifications can be answered here instead: at
+``post-restore`` everything is there and nothing runs, a refusal still aborts the restore, and that
+is where connections are handed over.
 
 CRIU resolves a request's ``*_dir_fd`` through the pid of whoever made the socket pair
 (``SO_PEERCRED``; ``setup_opts_from_req`` in CRIU's cr-service.c). Here that is CRIU itself and not

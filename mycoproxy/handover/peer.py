@@ -11,8 +11,9 @@ from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.handover.sides import Connection, Rehomed
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.conntrack import Conntrack
+from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.entry import ConntrackEntry
-from mycoproxy.netfilter.hold import Hold, on_the_wire
+from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.paths import Path, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
