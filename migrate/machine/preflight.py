@@ -19,7 +19,8 @@ from mycoproxy.check import PROBES, Probe, examine
 from mycoproxy.check.criu import CriuBinary, find_criu
 from mycoproxy.errors import RefusedError
 from mycoproxy.namespaces import NamespaceWorker
-from mycoproxy.sockets import Task, addresses_in_use, tasks_of
+from mycoproxy.sockets import Task, tasks_of
+from mycoproxy.socktable import addresses_in_use
 
 _TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 _ESTABLISHED = 1  # include/net/tcp_states.h

@@ -11,7 +11,7 @@ from mycoproxy.handover.machine import TABLE, Action, Event, State
 from mycoproxy.handover.peer import unreached
 from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target
 from mycoproxy.statetable import Driver, Transition
-from mycoproxy.tcp import LostSegment
+from mycoproxy.tcp import Segment
 
 T = TypeVar("T")
 
@@ -140,12 +140,10 @@ class Handover:
             raise failures[0]
 
     @staticmethod
-    async def _lost(
-        keepers: Iterable[Source | Peer], failures: list[Exception]
-    ) -> list[LostSegment]:
+    async def _lost(keepers: Iterable[Source | Peer], failures: list[Exception]) -> list[Segment]:
         """What was dropped while nobody could answer. Not having it costs the clients their
         retransmission timeout; an exception here, of whatever kind, must not cost more."""
-        lost: list[LostSegment] = []
+        lost: list[Segment] = []
         for keeper in keepers:
             try:
                 lost += await keeper.lost_segments()

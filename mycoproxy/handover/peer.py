@@ -19,8 +19,8 @@ from mycoproxy.netfilter.paths import Path, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
 from mycoproxy.netfilter.rebind import undo as undo_rebind
 from mycoproxy.netfilter.translate import Move, Translate
-from mycoproxy.sockets import SocketLookup
-from mycoproxy.tcp import LostSegment, Tap, TcpError
+from mycoproxy.sockdiag import SocketLookup
+from mycoproxy.tcp import Segment, Tap, TcpError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class LocalPeer:
         self._own_addresses: frozenset[str] = frozenset()
         self._rebound: list[Rebound] = []
         self._moves: list[Move] = []
-        self._lost: list[LostSegment] = []
+        self._lost: list[Segment] = []
         self._todo: dict[FourTuple, _Todo] | None = None
         self._tap: Tap | None = None
 
@@ -166,7 +166,7 @@ class LocalPeer:
             or FourTuple(on_the_wire(one.local), on_the_wire(one.remote)) in translated
         )
 
-    async def lost_segments(self) -> Sequence[LostSegment]:
+    async def lost_segments(self) -> Sequence[Segment]:
         """See ``Peer``."""
         return self._lost
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from mycoproxy.addresses import FourTuple
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
-from mycoproxy.tcp import LostSegment, TcpState
+from mycoproxy.tcp import Segment, TcpState
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class Source(Protocol):
     async def capture(self) -> Sequence[Connection]:
         """Take every connection's state. The sockets stay behind in repair mode."""
 
-    async def lost_segments(self) -> Sequence[LostSegment]:
+    async def lost_segments(self) -> Sequence[Segment]:
         """What came in during the hold and is in no captured state."""
 
     async def resume(self) -> None:
         """Undo ``capture``: the sockets go on as they were. What they say at once has to get out,
         so the hold on them ends here already."""
 
-    async def release_hold(self, lost: Sequence[LostSegment]) -> None:
+    async def release_hold(self, lost: Sequence[Segment]) -> None:
         """Undo ``hold``; what came in meanwhile is delivered, and ``lost``, which peers kept."""
 
 
@@ -72,7 +72,7 @@ class Peer(Protocol):
     ) -> Sequence[Rehomed]:
         """Make the paths that lead through here lead to the new addresses (old -> new)."""
 
-    async def lost_segments(self) -> Sequence[LostSegment]:
+    async def lost_segments(self) -> Sequence[Segment]:
         """What was dropped here meanwhile, by the connections' names on the source."""
 
     async def undo(self) -> None:
@@ -87,7 +87,7 @@ class Target(Protocol):
     ) -> None:
         """Put every connection into its restored socket, which stays in repair mode."""
 
-    async def go_live(self, lost: Sequence[LostSegment]) -> int:
+    async def go_live(self, lost: Sequence[Segment]) -> int:
         """Lift the shield, leave repair mode, and deliver what was lost meanwhile.
 
         ``lost`` has the connections' names on the source. Returns how many were delivered, with

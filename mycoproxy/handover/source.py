@@ -11,9 +11,10 @@ from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
-from mycoproxy.sockets import HeldSocket, HeldSockets, addresses_in_use, take, tasks_of
+from mycoproxy.sockets import HeldSocket, HeldSockets, take, tasks_of
+from mycoproxy.socktable import addresses_in_use
 from mycoproxy.tcp import (
-    LostSegment,
+    Segment,
     Tap,
     TcpConnectionState,
     TcpState,
@@ -144,11 +145,11 @@ class LocalSource:
             connections.append(Connection(taken.held.names, taken.state))
         return connections
 
-    async def lost_segments(self) -> Sequence[LostSegment]:
+    async def lost_segments(self) -> Sequence[Segment]:
         """See ``Source``."""
         return await self._worker.run(self._lost_segments)
 
-    def _lost_segments(self) -> Sequence[LostSegment]:
+    def _lost_segments(self) -> Sequence[Segment]:
         states = [taken.state for taken in self._taken if taken.state is not None]
         return self._tap.lost(states) if self._tap is not None else ()
 
@@ -168,11 +169,11 @@ class LocalSource:
         if failures:
             raise SourceError("; ".join(str(failure) for failure in failures))
 
-    async def release_hold(self, lost: Sequence[LostSegment]) -> None:
+    async def release_hold(self, lost: Sequence[Segment]) -> None:
         """See ``Source``."""
         await self._worker.run(self._release_hold, lost)
 
-    def _release_hold(self, lost: Sequence[LostSegment]) -> None:
+    def _release_hold(self, lost: Sequence[Segment]) -> None:
         self._hold.let_go([taken.name for taken in self._taken])
         inject([*self._lost_segments(), *lost])
 

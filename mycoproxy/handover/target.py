@@ -11,7 +11,7 @@ from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
 from mycoproxy.sockets import HeldSocket, HeldSockets, match, take, tasks_of
-from mycoproxy.tcp import LostSegment, Tap, TcpState, abort, establish, inject, release
+from mycoproxy.tcp import Segment, Tap, TcpState, abort, establish, inject, release
 
 
 class TargetError(MycoError):
@@ -77,11 +77,11 @@ class LocalTarget:
             self._established.append((held, state))
             self._new_names[connection.four_tuple] = state.connection
 
-    async def go_live(self, lost: Sequence[LostSegment]) -> int:
+    async def go_live(self, lost: Sequence[Segment]) -> int:
         """See ``Target``. Every connection is let live, also if one fails."""
         return await self._worker.run(self._go_live, lost)
 
-    def _go_live(self, lost: Sequence[LostSegment]) -> int:
+    def _go_live(self, lost: Sequence[Segment]) -> int:
         failures: list[Exception] = []
         try:
             self._shield.lift()

@@ -4,24 +4,19 @@
 ...     matching = match(source.connections, target.closed)
 """
 
-from mycoproxy.sockets.bound import AddressInUse, addresses_in_use
 from mycoproxy.sockets.held import HeldSocket, HeldSockets, Listener, take
-from mycoproxy.sockets.lookup import SocketLookup
 from mycoproxy.sockets.match import MatchError, Matching, match
 from mycoproxy.sockets.names import DescriptorName
 from mycoproxy.sockets.tasks import Task, tasks_of
 
 __all__ = [
-    "AddressInUse",
     "DescriptorName",
     "HeldSocket",
     "HeldSockets",
     "Listener",
     "MatchError",
     "Matching",
-    "SocketLookup",
     "Task",
-    "addresses_in_use",
     "match",
     "take",
     "tasks_of",

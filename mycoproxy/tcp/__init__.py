@@ -16,7 +16,8 @@ from mycoproxy.tcp.codec import decode, encode
 from mycoproxy.tcp.errors import CodecError, TcpError, UnsupportedSocketError, UnsupportedStateError
 from mycoproxy.tcp.establish import abort, establish
 from mycoproxy.tcp.live import release, resume
-from mycoproxy.tcp.replay import LostSegment, Tap, inject
+from mycoproxy.tcp.replay import Tap, beyond, inject
+from mycoproxy.tcp.segments import Segment
 from mycoproxy.tcp.state import (
     Buffers,
     Negotiated,
@@ -31,9 +32,9 @@ from mycoproxy.tcp.state import (
 __all__ = [
     "Buffers",
     "CodecError",
-    "LostSegment",
     "Negotiated",
     "ReceiveQueue",
+    "Segment",
     "SendQueue",
     "Tap",
     "TcpConnectionState",
@@ -45,6 +46,7 @@ __all__ = [
     "Window",
     "WindowScale",
     "abort",
+    "beyond",
     "capture",
     "decode",
     "discard",

@@ -43,7 +43,10 @@ U32: Final = struct.Struct("=I")
 # include/uapi/asm-generic/socket.h
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
+SO_PEEK_OFF: Final = 42
 SO_BUF_LOCK: Final = 72  # Linux 5.14
+
+IPPROTO_MPTCP: Final = 262  # include/uapi/linux/in.h
 
 # include/uapi/linux/sockios.h
 SIOCINQ: Final = 0x541B

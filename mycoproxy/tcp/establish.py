@@ -14,25 +14,27 @@ Order, and why (compare CRIU's ``soccr/soccr.c``):
 
 Nothing was sent so far, and closing the socket is still silent. ``release`` (in ``live``) is the
 point of going live: only there the bytes follow that were never sent, because in repair mode
-everything that is written counts as sent.
+everything that is written counts as sent; and only there a FIN, which comes after them. So the
+socket is ESTABLISHED here whatever half-closed state it will be in.
 """
 
 import errno
 import socket
 
 from mycoproxy.addresses import Endpoint
-from mycoproxy.tcp import abi, repair
+from mycoproxy.tcp import abi, closing, repair
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
-from mycoproxy.tcp.state import SEQUENCE_SPACE, Negotiated, TcpState, WindowScale
+from mycoproxy.tcp.segments import SEQUENCE_SPACE
+from mycoproxy.tcp.state import FIN_RECEIVED, FIN_SENT, Negotiated, TcpState, WindowScale
 
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
-
-# Socket buffers are accounted with their overhead; a queue's bytes can take more than their number.
-_OVERHEAD_FACTOR = 4
-_OVERHEAD_BYTES = 256 * 1024
-_LARGEST_BUFFER = (1 << 30) - 1
+_KNOWN = (FIN_SENT | FIN_RECEIVED) | {
+    TcpConnectionState.ESTABLISHED,
+    TcpConnectionState.SYN_SENT,
+    TcpConnectionState.CLOSE,
+}
 
 
 def establish(
@@ -51,17 +53,21 @@ def establish(
 
     The socket is left **in repair mode**: nothing was sent, and closing it is silent. Raises
     ``TcpError`` (naming the step the kernel refused), ``UnsupportedStateError`` (``sock`` is in
-    use, or ``state`` is not ESTABLISHED), ``UnsupportedSocketError`` (another family). After an
-    error the socket is closed, silent, and not in repair mode.
+    use, or ``state`` is none that a connection can be moved in), ``UnsupportedSocketError``
+    (another family). After an error the socket is closed, silent, and not in repair mode.
+
+    A ``state`` in SYN_SENT is only bound here, and one in CLOSE not touched: ``release`` does it.
     """
     wanted = state.moved_to(local=local, remote=remote)
-    if wanted.state is not TcpConnectionState.ESTABLISHED:
+    if wanted.state not in _KNOWN:
         raise UnsupportedStateError(wanted.state, wanted.connection)
     if sock.family != wanted.family:
         raise UnsupportedSocketError(
             f"{wanted.connection} needs a socket of {wanted.family.name}, "
             f"this one is {socket.AddressFamily(sock.family).name}"
         )
+    if wanted.state is TcpConnectionState.CLOSE:
+        return  # see ``ended``: there is nothing that would have to be silent
     found = repair.connection_state(sock)
     if found is not TcpConnectionState.CLOSE:
         raise TcpError(
@@ -74,13 +80,17 @@ def establish(
         repair.enter(sock)
         step = f"bind to {wanted.local} (the address must exist in the namespace)"
         _bind(sock, wanted.local)
+        if wanted.state is TcpConnectionState.SYN_SENT:
+            return
         step = "set the sequence numbers"
         repair.select_queue(sock, abi.TCP_RECV_QUEUE)
         repair.set_queue_sequence(
             sock, (wanted.receive.next - len(wanted.receive.data)) % SEQUENCE_SPACE
         )
         repair.select_queue(sock, abi.TCP_SEND_QUEUE)
-        repair.set_queue_sequence(sock, wanted.send.una)
+        # An acknowledged FIN is sent once more, to the kernel itself only.
+        fin = wanted.state is TcpConnectionState.FIN_WAIT2
+        repair.set_queue_sequence(sock, (wanted.send.una - fin) % SEQUENCE_SPACE)
         step = f"set the segment size {wanted.negotiated.mss_clamp}"
         sock.setsockopt(_TCP, abi.TCP_MAXSEG, wanted.negotiated.mss_clamp)
         step = f"connect to {wanted.remote} (a route must exist)"
@@ -90,7 +100,8 @@ def establish(
         step = "fill the queues"
         _fill_queues(sock, wanted)
         step = f"set the window {wanted.window}"
-        sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.pack(*wanted.window))
+        window = closing.window_before_fin(wanted)
+        sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.pack(*window))
         sock.setsockopt(_TCP, abi.TCP_WINDOW_CLAMP, wanted.buffers.window_clamp)
         repair.select_queue(sock, abi.TCP_NO_QUEUE)
     except OSError as error:
@@ -135,16 +146,14 @@ def _set_negotiated(sock: socket.socket, negotiated: Negotiated) -> None:
 
 def _fill_queues(sock: socket.socket, state: TcpState) -> None:
     queued = len(state.send.sent) + len(state.send.unsent)
-    repair.force_send_buffer(sock, _room(state.buffers.send, queued))
+    repair.force_send_buffer(sock, repair.room(state.buffers.send, queued))
     if state.receive.data:
-        repair.force_receive_buffer(sock, _room(state.buffers.receive, len(state.receive.data)))
+        repair.force_receive_buffer(
+            sock, repair.room(state.buffers.receive, len(state.receive.data))
+        )
         repair.select_queue(sock, abi.TCP_RECV_QUEUE)
         repair.write_queue(sock, state.receive.data)
     repair.force_receive_buffer(sock, state.buffers.receive)
     if state.send.sent:
         repair.select_queue(sock, abi.TCP_SEND_QUEUE)
         repair.write_queue(sock, state.send.sent)
-
-
-def _room(size: int, queued: int) -> int:
-    return min(size + queued * _OVERHEAD_FACTOR + _OVERHEAD_BYTES, _LARGEST_BUFFER)

@@ -8,9 +8,11 @@ acknowledgement nor at its window (``tcp_validate_incoming``, net/ipv4/tcp_input
 
 import socket
 
-from mycoproxy.tcp import abi, repair
+from mycoproxy.tcp import abi, closing, connecting, ended, repair
+from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
-from mycoproxy.tcp.state import SEQUENCE_SPACE, TcpState
+from mycoproxy.tcp.segments import SEQUENCE_SPACE
+from mycoproxy.tcp.state import TcpState
 
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
@@ -23,35 +25,53 @@ def resume(sock: socket.socket, state: TcpState | None = None) -> None:
     set, because that is the side on which no server's restart can fail with EADDRINUSE. Lift the
     hold first. Raises ``OSError``.
     """
+    if state is not None and state.state is TcpConnectionState.CLOSE:
+        ended.restore(sock, state)
+        return
     repair.leave(sock)
-    if state is not None:
+    if state is not None and state.state is not TcpConnectionState.SYN_SENT:
         _remember_closed_window(sock, state)
     _set_reuse_address(sock, state is None or state.reuse_address)
 
 
-def release(sock: socket.socket, state: TcpState) -> None:
+def release(sock: socket.socket, state: TcpState) -> list[str]:
     """Go live with an established socket, and send what was never sent.
 
     Call it **after the shield is lifted** (what it sends would be lost, and a socket without a
     round trip estimate waits a second before it sends again) and **before the task runs** (which
     could write ahead of the unsent bytes). Packets that arrive earlier are handled like any.
 
-    Every unsent byte is in the socket's send buffer afterwards; then the buffers get the
-    sizes they had, auto-tuned if they were, and whoever waits for the socket is woken. Raises
-    ``TcpError``; the connection is live then.
+    On a thread of the socket's network namespace: half-closed states and ends are played to it
+    over that namespace's loopback.
+
+    Every unsent byte is in the socket's send buffer afterwards; then follow the closing segments
+    of a half-closed state, the buffers get the sizes they had, auto-tuned if they were, and whoever
+    waits for the socket is woken. Returns what could not be kept, in words. Raises ``TcpError``;
+    the connection is live then.
     """
+    if state.state is TcpConnectionState.CLOSE:
+        return ended.restore(sock, state)
     try:
+        if state.state is TcpConnectionState.SYN_SENT:
+            repair.leave(sock, probe=False)
+            _set_reuse_address(sock, state.reuse_address)
+            connecting.connect(sock, state)
+            return []
+        closing.queue_acknowledged_fin(sock, state)
         repair.leave(sock)
         _remember_closed_window(sock, state)
         _set_reuse_address(sock, state.reuse_address)
         if state.send.unsent:
             _send_unsent(sock, state.send.unsent)
+        if state.state is not TcpConnectionState.ESTABLISHED or state.shut_down:
+            closing.close_again(sock, state)
         repair.force_send_buffer(sock, state.buffers.send)
         repair.set_buffer_lock(sock, state.buffers.lock)
         if state.receive.data:
             _wake_readers(sock)
     except OSError as error:
         raise TcpError(f"cannot release {state.connection}: {error}") from error
+    return []
 
 
 def _remember_closed_window(sock: socket.socket, state: TcpState) -> None:
@@ -66,6 +86,8 @@ def _remember_closed_window(sock: socket.socket, state: TcpState) -> None:
     A peer that may send a full segment needs no update, and might be sending right now: then
     nothing is done.
     """
+    if state.fin_received:  # the peer sends no more
+        return
     edge = state.window.rcv_wup + state.window.rcv_wnd
     if (edge - state.receive.next) % SEQUENCE_SPACE >= state.negotiated.mss_clamp:
         return

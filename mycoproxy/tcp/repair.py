@@ -7,6 +7,7 @@ user namespace that owns the socket's network namespace (``tcp_can_repair_sock``
 import ctypes
 import errno
 import os
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from fcntl import ioctl
 
 from mycoproxy.tcp import abi
 from mycoproxy.tcp.abi import TcpConnectionState
+from mycoproxy.tcp.state import Buffers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _UNSPECIFIED_ADDRESS = bytes(16)  # struct sockaddr of family AF_UNSPEC, which is 0
@@ -21,6 +23,11 @@ _UNSPECIFIED_ADDRESS = bytes(16)  # struct sockaddr of family AF_UNSPEC, which i
 _TCP = socket.IPPROTO_TCP
 _INT_SIZE = 4
 _SMALLEST_PIECE = 1024
+
+# Socket buffers are accounted with their overhead; a queue's bytes can take more than their number.
+_OVERHEAD_FACTOR = 4
+_OVERHEAD_BYTES = 256 * 1024
+_LARGEST_BUFFER = (1 << 30) - 1
 
 
 def enter(sock: socket.socket) -> None:
@@ -101,6 +108,44 @@ def buffer_lock(sock: socket.socket) -> int:
 def set_buffer_lock(sock: socket.socket, lock: int) -> None:
     """Set which buffers are not auto-tuned."""
     sock.setsockopt(socket.SOL_SOCKET, abi.SO_BUF_LOCK, lock)
+
+
+def buffers(sock: socket.socket) -> Buffers:
+    """The buffers' sizes and who chose them."""
+    return Buffers(
+        send=sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF),
+        receive=sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),
+        lock=buffer_lock(sock),
+        window_clamp=sock.getsockopt(_TCP, abi.TCP_WINDOW_CLAMP),
+    )
+
+
+def poll(sock: socket.socket) -> int:
+    """What poll(2) says of it now: POLLPRI (urgent data), POLLRDHUP, POLLERR, ..."""
+    poller = select.poll()
+    poller.register(sock, select.POLLPRI | select.POLLRDHUP)
+    return next((events for _, events in poller.poll(0)), 0)
+
+
+def peek_all(sock: socket.socket, length: int) -> bytes:
+    """The receive queue, if it holds ``length`` bytes; more or fewer if it does not.
+
+    From its beginning, wherever SO_PEEK_OFF stands (it is left there).
+    """
+    # One more is asked for, to notice that more is there.
+    offset = sock.getsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF)
+    if offset < 0:
+        return peek_queue(sock, length + 1)
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF, -1)
+    try:
+        return peek_queue(sock, length + 1)
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF, offset)
+
+
+def room(size: int, queued: int) -> int:
+    """A buffer size, in the kernel's bytes, that surely has room for ``queued`` bytes more."""
+    return min(size + queued * _OVERHEAD_FACTOR + _OVERHEAD_BYTES, _LARGEST_BUFFER)
 
 
 def peek_queue(sock: socket.socket, size: int) -> bytes:

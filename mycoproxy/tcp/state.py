@@ -13,14 +13,34 @@ from typing import NamedTuple, Self
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.tcp.abi import TcpConnectionState
+from mycoproxy.tcp.segments import SEQUENCE_SPACE
 
-SEQUENCE_SPACE = 1 << 32
+FIN_SENT = frozenset(
+    {
+        TcpConnectionState.FIN_WAIT1,
+        TcpConnectionState.FIN_WAIT2,
+        TcpConnectionState.CLOSING,
+        TcpConnectionState.LAST_ACK,
+    }
+)
+"""We said that we send no more (a FIN stands in the send queue, or is acknowledged)."""
+
+FIN_RECEIVED = frozenset(
+    {TcpConnectionState.CLOSE_WAIT, TcpConnectionState.LAST_ACK, TcpConnectionState.CLOSING}
+)
+"""The peer said so."""
+
+
+Settings = tuple[tuple[int, int | bytes], ...]
+"""What the owner set with setsockopt(2): (number in ``options.TABLE``, value)."""
 
 
 class SendQueue(NamedTuple):
     """Bytes that the peer has not acknowledged.
 
-    ``una`` is the sequence number of the first of them (or of the next byte to be sent).
+    ``una`` (``snd_una``) is the sequence number of the first of them, or of what is sent next; in
+    FIN_WAIT2 it is the one after our FIN, in SYN_SENT that of our SYN. A FIN is no byte: it
+    follows from the state.
     """
 
     una: int
@@ -29,7 +49,10 @@ class SendQueue(NamedTuple):
 
 
 class ReceiveQueue(NamedTuple):
-    """Bytes that were acknowledged and not yet read. ``next`` is the number *after* the last."""
+    """Bytes that were acknowledged and not yet read.
+
+    ``next`` is the number *after* the last, and that of the peer's FIN if it has sent one.
+    """
 
     next: int
     data: bytes
@@ -93,6 +116,12 @@ class TcpState:
 
     ``family`` is that of the socket: in an AF_INET6 socket an IPv4 connection has addresses of
     the form ``::ffff:192.0.2.1``, and they stay in that form.
+
+    In SYN_SENT only names, ``send.una`` and what the owner set mean anything. In CLOSE the
+    ``remote`` end is forgotten (unspecified, port 0), and only ``receive.data``, ``shut_down``,
+    ``error`` (the errno that SO_ERROR will give, 0 for none) and what the owner set do.
+    ``shut_down``: nothing will be read any more, because the owner said so (SHUT_RD), or because
+    the connection has ended (CLOSE); a FIN of the peer does not count.
     """
 
     family: socket.AddressFamily
@@ -105,11 +134,29 @@ class TcpState:
     negotiated: Negotiated
     buffers: Buffers
     reuse_address: bool
+    options: Settings = ()
+    shut_down: bool = False
+    error: int = 0
 
     @property
     def connection(self) -> FourTuple:
         """The connection's name."""
         return FourTuple(self.local, self.remote)
+
+    @property
+    def fin_sent(self) -> bool:
+        """Our FIN is queued, sent, or acknowledged."""
+        return self.state in FIN_SENT
+
+    @property
+    def fin_received(self) -> bool:
+        """The peer's FIN has arrived."""
+        return self.state in FIN_RECEIVED
+
+    @property
+    def next_expected(self) -> int:
+        """The sequence number that we expect next (``rcv_nxt``)."""
+        return (self.receive.next + self.fin_received) % SEQUENCE_SPACE
 
     def moved_to(self, *, local: Endpoint | None = None, remote: Endpoint | None = None) -> Self:
         """The same connection under another name."""

@@ -195,7 +195,7 @@ class Move:
         """Everything as it was before ``capture``."""
         self.unmute()
         self.route_to("a")
-        tcp.resume(self.server, state)
+        self.a.call(tcp.resume, self.server, state)
 
     def establish(self, state: tcp.TcpState) -> socket.socket:
         """The address comes to the target, and the connection with it, in repair mode."""
@@ -209,7 +209,7 @@ class Move:
         state = tcp.decode(tcp.encode(state or self.capture()))
         self.establish(state)
         self.shield("b", up=False)
-        tcp.release(self.moved, state)
+        self.b.call(tcp.release, self.moved, state)
         self.server.close()
         return state
 

@@ -14,7 +14,8 @@ from tcp_lab import wait_until
 
 from mycoproxy.addresses import Endpoint
 from mycoproxy.errors import RefusedError
-from mycoproxy.sockets import addresses_in_use, take, tasks_of
+from mycoproxy.sockets import take, tasks_of
+from mycoproxy.socktable import addresses_in_use
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(30)]
 

@@ -30,7 +30,7 @@ from mycoproxy.handover import (
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
 from mycoproxy.statetable import Transition
-from mycoproxy.tcp import LostSegment, TcpConnectionState, TcpState
+from mycoproxy.tcp import Segment, TcpConnectionState, TcpState
 from mycoproxy.tcp.state import Buffers, Negotiated, ReceiveQueue, SendQueue, Window
 
 T = TypeVar("T")
@@ -73,8 +73,8 @@ def connection(port: int, local: str = OLD) -> Connection:
     return Connection((DescriptorName(1, port),), state)
 
 
-def lost_at(where: str) -> LostSegment:
-    return LostSegment(connection(40001).four_tuple, where.encode())
+def lost_at(where: str) -> Segment:
+    return Segment(connection(40001).four_tuple, where.encode())
 
 
 class Recorder:
@@ -104,14 +104,14 @@ class RecordingSource:
         await self._recorder.call("capture")
         return self._recorder.connections
 
-    async def lost_segments(self) -> Sequence[LostSegment]:
+    async def lost_segments(self) -> Sequence[Segment]:
         await self._recorder.call("losses source")
         return [lost_at("source")]
 
     async def resume(self) -> None:
         await self._recorder.call("resume")
 
-    async def release_hold(self, lost: Sequence[LostSegment]) -> None:
+    async def release_hold(self, lost: Sequence[Segment]) -> None:
         self.given_back = list(lost)
         await self._recorder.call("release hold")
 
@@ -140,7 +140,7 @@ class RecordingPeer:
         assert connections and addresses == ADDRESSES
         await self._recorder.call(f"survey {self.name}")
 
-    async def lost_segments(self) -> Sequence[LostSegment]:
+    async def lost_segments(self) -> Sequence[Segment]:
         await self._recorder.call(f"losses {self.name}")
         return [lost_at(self.name)]
 
@@ -152,7 +152,7 @@ class RecordingTarget:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self.established: Sequence[Connection] = ()
-        self.replayed: Sequence[LostSegment] = ()
+        self.replayed: Sequence[Segment] = ()
 
     async def establish(
         self, connections: Sequence[Connection], addresses: Mapping[str, str]
@@ -161,7 +161,7 @@ class RecordingTarget:
         self.established = connections
         await self._recorder.call("establish")
 
-    async def go_live(self, lost: Sequence[LostSegment]) -> int:
+    async def go_live(self, lost: Sequence[Segment]) -> int:
         self.replayed = lost
         await self._recorder.call("go live")
         return len(lost)

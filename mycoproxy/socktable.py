@@ -19,11 +19,13 @@ _WORDS = {8: 1, 32: 4}
 
 @dataclass(frozen=True, slots=True)
 class AddressInUse:
-    """A line of /proc/net/tcp. ``remote`` is None for a listening socket."""
+    """A line of /proc/net/tcp. ``remote`` is None for a listening socket; ``inode`` is 0 for one
+    that no descriptor refers to."""
 
     local: Endpoint
     remote: Endpoint | None
     state: int
+    inode: int
 
 
 def addresses_in_use() -> tuple[AddressInUse, ...]:
@@ -38,12 +40,13 @@ def addresses_in_use() -> tuple[AddressInUse, ...]:
 
 def parse_line(line: str) -> AddressInUse:
     """Read one line of /proc/net/tcp or tcp6."""
-    _, local, remote, state, *_ = line.split()
+    _, local, remote, state, _, _, _, _, _, inode, *_ = line.split()
     listening = int(state, 16) == _TCP_LISTEN
     return AddressInUse(
         local=_endpoint(local),
         remote=None if listening else _endpoint(remote),
         state=int(state, 16),
+        inode=int(inode),
     )
 
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from mycoproxy.addresses import Endpoint, FourTuple
-from mycoproxy.sockets import SocketLookup
+from mycoproxy.sockdiag import SocketLookup
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

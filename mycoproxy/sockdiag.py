@@ -1,6 +1,6 @@
 """Is there a socket of exactly this 4-tuple in this network namespace? Asked of sock_diag(7).
 
-An exact lookup takes the kernel microseconds. Listing all sockets (``bound.py``, or a dump) makes
+An exact lookup takes the kernel microseconds. Listing all sockets (``socktable``, or a dump) makes
 it walk its whole hash table, which takes milliseconds however few sockets there are.
 """
 
@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 from typing import Self
@@ -27,6 +28,21 @@ _HEADER = struct.Struct("=IHHII")
 # source port, destination port, source, destination, interface, cookie
 _REQUEST = struct.Struct("=BBBxIHH16s16sI2I")
 _ANSWER = 8192
+# struct inet_diag_msg: four bytes, inet_diag_sockid, then expires, rqueue, wqueue, uid, inode
+_QUEUES = struct.Struct("=IIII")
+_QUEUES_OFFSET = 4 + 48 + 4
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSocket:
+    """What sock_diag says of one socket: its TCP state (include/net/tcp_states.h; 3 is a
+    handshake under way), its inode (0 if no descriptor refers to it yet), and how many bytes wait
+    to be read and to be acknowledged."""
+
+    state: int
+    inode: int
+    receive_queue: int
+    send_queue: int
 
 
 class SocketLookup:
@@ -44,7 +60,16 @@ class SocketLookup:
         Sockets in any state but LISTEN count; IPv4-mapped names are looked up as IPv4. Raises
         ``OSError``.
         """
-        return frozenset(name for name in names if self._is_connected(name))
+        return frozenset(name for name in names if self.find(name) is not None)
+
+    def find(self, name: FourTuple) -> FoundSocket | None:
+        """The socket of that name here, in any state but LISTEN. Raises ``OSError``."""
+        answer = self._ask(name)
+        # struct inet_diag_msg: family, state. Without a connection the kernel finds a listener.
+        if answer is None or answer[1] == _TCP_LISTEN:
+            return None
+        receive, send, _, inode = _QUEUES.unpack_from(answer, _QUEUES_OFFSET)
+        return FoundSocket(answer[1], inode, receive, send)
 
     def close(self) -> None:
         """Close the connection to the kernel."""
@@ -61,7 +86,7 @@ class SocketLookup:
     ) -> None:
         self.close()
 
-    def _is_connected(self, name: FourTuple) -> bool:
+    def _ask(self, name: FourTuple) -> bytes | None:
         family, local = _packed(name.local.address)
         _, remote = _packed(name.remote.address)
         request = _REQUEST.pack(
@@ -87,9 +112,8 @@ class SocketLookup:
             number = -struct.unpack_from("=i", answer, _HEADER.size)[0]
             if number != errno.ENOENT:
                 raise OSError(number, f"sock_diag of {name}: {os.strerror(number)}")
-            return False
-        # struct inet_diag_msg: family, state. Without a connection the kernel finds a listener.
-        return bool(answer[_HEADER.size + 1] != _TCP_LISTEN)
+            return None
+        return answer[_HEADER.size :]
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,98 @@
+"""Half-closed states: a re-established socket goes through the closing segments again.
+
+``establish`` makes an ESTABLISHED socket; what was closed since is played to it, in the order in
+which it happened (compare ``soccr/soccr.c`` of CRIU):
+
+========== =====================================================================================
+CLOSE_WAIT the peer's FIN, as a segment over loopback
+FIN_WAIT1  shutdown(2) of a live socket: our FIN goes out (again); if the peer has it, it
+           acknowledges it once more
+FIN_WAIT2  shutdown(2) in repair mode, which queues the FIN and sends nothing, then the peer's
+           acknowledgement as a segment
+CLOSING    as FIN_WAIT1, then the peer's FIN
+LAST_ACK   the peer's FIN, then as FIN_WAIT1
+========== =====================================================================================
+
+The owner sees what it would have seen: ``read() == 0`` after the last byte, EPOLLRDHUP. The kernel
+may acknowledge the peer's FIN a second time; a peer that has sent one takes no harm.
+"""
+
+import socket
+
+from mycoproxy.tcp import abi, repair
+from mycoproxy.tcp.abi import TcpConnectionState
+from mycoproxy.tcp.errors import TcpError
+from mycoproxy.tcp.replay import inject
+from mycoproxy.tcp.segments import ACK, FIN, SEQUENCE_SPACE, segment
+from mycoproxy.tcp.state import TcpState, Window
+
+_NO_FIN = (
+    TcpConnectionState.ESTABLISHED,
+    TcpConnectionState.FIN_WAIT1,
+    TcpConnectionState.FIN_WAIT2,
+)
+
+
+def window_before_fin(state: TcpState) -> Window:
+    """The receive window that a socket needs before the peer's FIN is played to it.
+
+    The FIN has to be inside of it, and the last announcement cannot have been later than that.
+    """
+    window, fin = state.window, state.receive.next
+    if not state.fin_received:
+        return window
+    edge = (window.rcv_wup + window.rcv_wnd - fin) % SEQUENCE_SPACE
+    if edge > SEQUENCE_SPACE // 2:
+        edge = 0
+    announced = fin if window.rcv_wup == state.next_expected else window.rcv_wup
+    room = (fin - announced) % SEQUENCE_SPACE + max(edge, 1)
+    return window._replace(rcv_wup=announced, rcv_wnd=room)
+
+
+def queue_acknowledged_fin(sock: socket.socket, state: TcpState) -> None:
+    """The silent half of FIN_WAIT2: ``sock`` is in repair mode. Raises ``OSError``."""
+    if state.state is TcpConnectionState.FIN_WAIT2:
+        repair.select_queue(sock, abi.TCP_SEND_QUEUE)
+        sock.shutdown(socket.SHUT_WR)
+
+
+def close_again(sock: socket.socket, state: TcpState) -> None:
+    """The rest, on a live socket whose queues are filled. Raises ``OSError``, ``TcpError``."""
+    if state.fin_received and state.state is not TcpConnectionState.CLOSING:
+        _play_fin(sock, state)
+    if state.state is TcpConnectionState.FIN_WAIT2:
+        _play(state, flags=ACK, sequence=state.receive.next)
+    elif state.fin_sent:
+        sock.shutdown(socket.SHUT_WR)
+    if state.state is TcpConnectionState.CLOSING:
+        _play_fin(sock, state)
+    if state.shut_down:
+        sock.shutdown(socket.SHUT_RD)
+
+
+def _play_fin(sock: socket.socket, state: TcpState) -> None:
+    # Even a FIN takes some of the receive buffer, which may be full.
+    repair.force_receive_buffer(sock, repair.room(state.buffers.receive, len(state.receive.data)))
+    _play(state, flags=FIN | ACK, sequence=state.receive.next)
+    if repair.connection_state(sock) in _NO_FIN:
+        raise TcpError(
+            f"the FIN of {state.remote} did not arrive at its socket: release has to be called on "
+            "a thread of the socket's network namespace, without a hold"
+        )
+    repair.force_receive_buffer(sock, state.buffers.receive)
+
+
+def _play(state: TcpState, *, flags: int, sequence: int) -> None:
+    """A segment of the peer's that says nothing new about acknowledgement and window."""
+    scale = state.negotiated.window_scale
+    inject(
+        [
+            segment(
+                state.connection,
+                flags=flags,
+                sequence=sequence,
+                acknowledgement=state.send.una,
+                window=state.window.snd_wnd >> (scale.send if scale else 0),
+            )
+        ]
+    )
