@@ -11,8 +11,9 @@ exec 9<requirements.lock
 flock 9
 
 # The stamp says what the environment was made from, and where: a moved one has wrong paths in it.
-stamp=$(cat requirements.lock pyproject.toml <(echo "$ROOT") | sha256sum)
-if [ "$(cat .venv/.made-from 2>/dev/null)" = "$stamp" ] && .venv/bin/python -c '' 2>/dev/null; then
+stamp=$(cat requirements.lock pyproject.toml mycoproxy/tcp/_batch.c <(echo "$ROOT") | sha256sum)
+if [ "$(cat .venv/.made-from 2>/dev/null)" = "$stamp" ] && .venv/bin/python -c '' 2>/dev/null &&
+    compgen -G 'mycoproxy/tcp/_batch.*.so' >/dev/null; then
     exit 0
 fi
 
@@ -40,4 +41,6 @@ logged "$log" "${pip[@]}" --require-hashes --only-binary :all: --requirement req
     fail "installing requirements.lock" "see pip's words above; is a Python package index reachable?"
 logged "$log" "${pip[@]}" --no-index --no-build-isolation --editable . ||
     fail "installing the project" "see pip's words above"
+compgen -G 'mycoproxy/tcp/_batch.*.so' >/dev/null ||
+    fail "building mycoproxy/tcp/_batch.c" "is gcc there? apt-get install gcc libc6-dev"
 printf '%s\n' "$stamp" >.venv/.made-from

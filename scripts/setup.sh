@@ -10,9 +10,10 @@ command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
     fail "this is no Debian: apt-get is missing" "use Debian 12 or 13, or install by hand what scripts/setup.sh names"
 
 # runc runs the containers, libnftables is called in process (nftables brings nft, to look with),
-# redis-tools' redis-check-rdb *is* redis-server (one binary, several names) without the service.
+# redis-tools' redis-check-rdb *is* redis-server (one binary, several names) without the service,
+# gcc builds mycoproxy/tcp/_batch.c.
 PACKAGES=(
-    ca-certificates iproute2 libnftables1 nftables python3 python3-venv redis-tools runc tcpdump util-linux
+    ca-certificates gcc iproute2 libc6-dev libnftables1 nftables python3 python3-venv redis-tools runc tcpdump util-linux
 )
 
 scripts/packages.sh "${PACKAGES[@]}"
