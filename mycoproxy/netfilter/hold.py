@@ -7,7 +7,8 @@ some milliseconds: TCP sends again.
 The table is installed ahead of the freeze; taking hold of connections and letting go of them are
 set elements only. Chains stand at prerouting and output, ahead of conntrack: a held packet leaves
 no trace there. Prerouting sees forwarded packets as well, so the same hold works on a node between
-the two ends, with the addresses that the packets have *there*, before any NAT.
+the two ends, with the addresses that the packets have *there*, before any NAT. What we play to the
+namespace's own sockets ourselves (``marks.PLAYED``) passes.
 """
 
 import ipaddress
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.errors import UsageError
+from mycoproxy.marks import PLAYED
 from mycoproxy.netfilter.abi import PRIORITY_HOLD
 from mycoproxy.netfilter.elements import SetChange, endpoint_key, on_the_wire, pair_key, port_key
 from mycoproxy.netfilter.nft import Nft
@@ -53,11 +55,13 @@ table inet {table} {{
     }}
     chain prerouting {{
         type filter hook prerouting priority {priority}; policy accept;
+        meta mark {played} accept
         meta l4proto tcp jump flows
         tcp flags & (fin | syn | rst | ack) == syn jump syn
     }}
     chain output {{
         type filter hook output priority {priority}; policy accept;
+        meta mark {played} accept
         meta l4proto tcp jump flows
         tcp flags & (fin | syn | rst | ack) == syn | ack jump synack
     }}
@@ -96,7 +100,7 @@ class Hold:
         # Adding first makes the deletion succeed whether or not a crash left the table behind.
         self._nft.run(
             f"add table inet {self.table}\ndelete table inet {self.table}\n"
-            + _RULESET.format(table=self.table, priority=PRIORITY_HOLD)
+            + _RULESET.format(table=self.table, priority=PRIORITY_HOLD, played=PLAYED)
         )
         self._held.clear()
 

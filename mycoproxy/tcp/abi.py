@@ -37,6 +37,7 @@ REPAIR_OPT: Final = struct.Struct("=II")
 INFO_HEAD: Final = struct.Struct("=8B")
 # tcpi_unacked of a listening socket is the length of its accept queue, tcpi_sacked its limit.
 INFO_UNACKED_OFFSET: Final = 24
+INFO_COUNTS: Final = struct.Struct("=II")
 
 U32: Final = struct.Struct("=I")
 

@@ -9,7 +9,6 @@ waits in connect(2) goes on waiting; its timeout begins anew.
 
 import os
 import socket
-import struct
 from contextlib import suppress
 
 from mycoproxy.addresses import Endpoint
@@ -28,8 +27,8 @@ def capture(sock: socket.socket, *, family: socket.AddressFamily, reuse_address:
     getpeername(2) does not tell the remote end of one, so it is looked up in the socket table of
     the calling thread's network namespace. Raises ``TcpError``, ``UnsupportedSocketError``.
     """
-    info = sock.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_UNACKED_OFFSET + 4)
-    if struct.unpack_from("=I", info, abi.INFO_UNACKED_OFFSET)[0] > 1:
+    info = sock.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_UNACKED_OFFSET + abi.INFO_COUNTS.size)
+    if abi.INFO_COUNTS.unpack_from(info, abi.INFO_UNACKED_OFFSET)[0] > 1:
         raise UnsupportedSocketError(
             f"{sock} sends data with its SYN (TCP fast open); it cannot be moved until it is "
             "answered"

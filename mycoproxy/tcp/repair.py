@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import ioctl
+from typing import NamedTuple
 
 from mycoproxy.tcp import abi
 from mycoproxy.tcp.abi import TcpConnectionState
@@ -108,6 +109,19 @@ def buffer_lock(sock: socket.socket) -> int:
 def set_buffer_lock(sock: socket.socket, lock: int) -> None:
     """Set which buffers are not auto-tuned."""
     sock.setsockopt(socket.SOL_SOCKET, abi.SO_BUF_LOCK, lock)
+
+
+class AcceptQueue(NamedTuple):
+    """How many connections wait to be accepted, and how many may (``sk_max_ack_backlog``)."""
+
+    waiting: int
+    limit: int
+
+
+def accept_queue(listener: socket.socket) -> AcceptQueue:
+    """The accept queue of a listening socket (``tcp_get_info``, net/ipv4/tcp.c)."""
+    info = listener.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_UNACKED_OFFSET + abi.INFO_COUNTS.size)
+    return AcceptQueue(*abi.INFO_COUNTS.unpack_from(info, abi.INFO_UNACKED_OFFSET))
 
 
 def buffers(sock: socket.socket) -> Buffers:

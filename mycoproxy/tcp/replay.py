@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from mycoproxy.addresses import FourTuple
+from mycoproxy.marks import PLAYED
 from mycoproxy.tcp.abi import SO_RCVBUFFORCE, TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
 from mycoproxy.tcp.segments import (
@@ -117,23 +118,36 @@ class Tap:
 def inject(segments: Iterable[Segment]) -> int:
     """Deliver segments to the sockets of the calling thread's network namespace.
 
-    They pass the namespace's own output and input hooks over loopback, so no hold may stand in
-    their way (a shield lets loopback pass). Returns how many were handed to the kernel; what its
-    TCP does with them is up to their sequence numbers, and done when this returns. Needs
-    CAP_NET_RAW. Raises ``TcpError``.
+    They pass the namespace's own output and input hooks over loopback, marked ``marks.PLAYED``: a
+    hold lets them pass, as a shield does with all of loopback. Returns how many were handed to the
+    kernel; what its TCP does with them is up to their sequence numbers, and done when this returns.
+    Needs CAP_NET_RAW. Raises ``TcpError``.
     """
+    return _send(segments, mark=PLAYED)
+
+
+def send_out(segments: Iterable[Segment]) -> int:
+    """Send segments from this network namespace to others: ``connection.remote`` is this end.
+
+    Otherwise as ``inject``.
+    """
+    return _send(segments, mark=0)
+
+
+def _send(segments: Iterable[Segment], *, mark: int) -> int:
     count = 0
     raw: dict[int, socket.socket] = {}
     try:
         for segment in segments:
-            local, remote = on_the_wire(segment.connection)
-            version = local.version
+            destination, source = on_the_wire(segment.connection)
+            version = destination.version
             if version not in raw:
                 family = socket.AF_INET if version == 4 else socket.AF_INET6
                 raw[version] = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+                raw[version].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             for piece in cut(segment.segment):
-                packet = ip_packet(piece, source=remote, destination=local)
-                raw[version].sendto(packet, (local.address, 0))
+                packet = ip_packet(piece, source=source, destination=destination)
+                raw[version].sendto(packet, (destination.address, 0))
             count += 1
     except OSError as error:
         raise TcpError(f"cannot deliver {count + 1}. segment: {error}") from error

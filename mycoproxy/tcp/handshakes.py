@@ -1,0 +1,89 @@
+"""Handshakes under way at a listener (SYN_RECV): learn their numbers, and complete them.
+
+The kernel keeps such a connection as a request, which belongs to no descriptor, and tells neither
+its sequence numbers nor its options. They are made to tell: a segment outside of a request's
+window is answered with both numbers (``tcp_check_req``, net/ipv4/tcp_minisocks.c). The answer goes
+to the client, who sees an acknowledgement that says nothing new. Then, under the hold, the client's
+part of the handshake is played, the connection comes into the accept queue, and can be taken and
+captured like any other. Whether its client really has got as far is not known;
+``accept_queue.announce`` does right by both: it answers the SYN once more.
+
+A listener with TCP_DEFER_ACCEPT keeps requests this way until their first data arrives.
+"""
+
+import socket
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from mycoproxy.addresses import FourTuple
+from mycoproxy.tcp.replay import Tap, inject
+from mycoproxy.tcp.segments import ACK, PSH, SEQUENCE_SPACE, on_the_wire, segment
+
+_TCP = socket.IPPROTO_TCP
+_ANY_SEQUENCE: Final = 0x6D79636F
+"""Outside of the window with a probability of 65,535 in 65,536."""
+
+
+class Handshake(NamedTuple):
+    """A handshake under way: the initial sequence numbers of its two ends."""
+
+    connection: FourTuple
+    ours: int
+    theirs: int
+
+
+def learn(requests: Iterable[FourTuple], tap: Tap) -> list[Handshake]:
+    """The numbers of those ``requests`` (``local`` is the listener's end) that are under way here.
+
+    On a thread of their network namespace; no hold on their packets may be in place, and ``tap``
+    sees outgoing ones. Each can be asked once in half a second (``tcp_oow_rate_limited``). Raises
+    ``TcpError``.
+    """
+    asked = {_reversed(on_the_wire(name)): name for name in requests}
+    tap.arrived()
+    # Not an ACK: one with a wrong number would be answered with a reset before its place in the
+    # window is looked at. Where there is no request (any more) this is ignored.
+    inject(segment(on_the_wire(name), flags=PSH, sequence=_ANY_SEQUENCE) for name in asked.values())
+    found: dict[FourTuple, Handshake] = {}
+    for answer in tap.arrived():
+        name = asked.get(answer.connection)
+        header = answer.header
+        if name is not None and header.flags == ACK:
+            found.setdefault(
+                name,
+                Handshake(
+                    name,
+                    ours=(header.sequence - 1) % SEQUENCE_SPACE,
+                    theirs=(header.acknowledgement - 1) % SEQUENCE_SPACE,
+                ),
+            )
+    return list(found.values())
+
+
+def complete(listener: socket.socket, handshakes: Iterable[Handshake]) -> None:
+    """Play the client's last segment: the connections come into the listener's accept queue.
+
+    Under the hold, on a thread of the network namespace. Raises ``TcpError``, ``OSError``.
+    """
+    deferred = listener.getsockopt(_TCP, socket.TCP_DEFER_ACCEPT)
+    if deferred:
+        listener.setsockopt(_TCP, socket.TCP_DEFER_ACCEPT, 0)
+    try:
+        inject(
+            segment(
+                on_the_wire(one.connection),
+                flags=ACK,
+                sequence=one.theirs + 1,
+                acknowledgement=one.ours + 1,
+                # As large as it can be without scaling; the client's next segment says better.
+                window=0xFFFF,
+            )
+            for one in handshakes
+        )
+    finally:
+        if deferred:
+            listener.setsockopt(_TCP, socket.TCP_DEFER_ACCEPT, deferred)
+
+
+def _reversed(name: FourTuple) -> FourTuple:
+    return FourTuple(local=name.remote, remote=name.local)
