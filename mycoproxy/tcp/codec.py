@@ -1,224 +1,349 @@
 """``TcpState`` as bytes, for the peer protocol and the journal.
 
-msgpack: ``["mycoproxy.tcp", version, field, ...]``, fields in the order of ``encode``.
-Whatever comes in may be hostile or broken: it is bounded before it is unpacked, every field is
-checked for type and range, and the error names the field. A reader refuses a newer version, as it
-could not know what it would drop.
+A message is a head of fixed layout (``struct``, network byte order) and what has no fixed length::
+
+    magic, version, CRC-32 of what follows
+    numbers, flags, and the lengths of all the rest
+    local and remote address, 4 or 16 bytes each
+    options: (number, value) pairs, then the values that are bytes
+    receive queue, sent bytes, unsent bytes
+
+Why a struct: a field has its type and its range by construction, and nothing that the lengths say
+is believed before their sum is that of the message, so nothing is allocated for a hostile one.
+The queues stand at the end: ``encode_parts`` hands them out uncopied, ``decode`` copies each once.
+
+Whatever comes in may be hostile or broken: the checksum finds accidents, and every field is
+checked; ``decode`` accepts only what ``encode`` would write. The byte after the magic is the
+version in every format so far (version 1 was msgpack). A reader refuses all versions but its own,
+as it could not know what it would drop or miss.
 """
 
 import socket
-from typing import Any, Final
-
-import msgpack
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Final
 
 from mycoproxy.addresses import Endpoint
-from mycoproxy.tcp.abi import TCP_MAX_WSCALE, TcpConnectionState
+from mycoproxy.tcp.abi import TcpConnectionState
+from mycoproxy.tcp.codec_fields import (
+    LARGEST_OPTION,
+    LARGEST_OPTION_NUMBER,
+    LARGEST_QUEUE,
+    MOST_OPTIONS,
+    check,
+    wrong,
+)
 from mycoproxy.tcp.errors import CodecError
 from mycoproxy.tcp.state import (
     Buffers,
     Negotiated,
     ReceiveQueue,
     SendQueue,
+    Settings,
     TcpState,
     Timestamps,
     Window,
     WindowScale,
 )
 
-MAGIC: Final = "mycoproxy.tcp"
-VERSION: Final = 1
+MAGIC: Final = b"mycoproxy.tcp"
+VERSION: Final = 2
 
-LARGEST_QUEUE: Final = 64 * 1024 * 1024
-"""Bytes a queue may hold; the kernel's defaults are 4 MiB (send) and 6 to 32 MiB (receive)."""
+_PREAMBLE: Final = struct.Struct(f">{len(MAGIC)}sBI")
+_LATEST_MAGIC: Final = 4  # where it stood in version 1
 
-LARGEST_MESSAGE: Final = 3 * LARGEST_QUEUE + 4096
+_FIELDS: Final = (
+    ("family", "B"),
+    ("state", "B"),
+    ("flags", "B"),
+    ("local port", "H"),
+    ("remote port", "H"),
+    ("send una", "I"),
+    ("receive next", "I"),
+    ("window snd_wl1", "I"),
+    ("window snd_wnd", "I"),
+    ("window max_window", "I"),
+    ("window rcv_wnd", "I"),
+    ("window rcv_wup", "I"),
+    ("mss_clamp", "H"),
+    ("window_scale send", "B"),
+    ("window_scale receive", "B"),
+    ("timestamps clock", "I"),
+    ("buffers send", "I"),
+    ("buffers receive", "I"),
+    ("buffers lock", "B"),
+    ("buffers window_clamp", "I"),
+    ("error", "H"),
+    ("options", "B"),
+    ("bytes of options", "I"),
+    ("receive queue", "I"),
+    ("sent bytes", "I"),
+    ("unsent bytes", "I"),
+)
+_NUMBERS: Final = struct.Struct(">" + "".join(form for _, form in _FIELDS))
+_HEAD: Final = _PREAMBLE.size + _NUMBERS.size
 
-_LARGEST_U32 = 0xFFFFFFFF
-_LARGEST_BUFFER = 0x7FFFFFFF
-_LARGEST_MSS = 0xFFFF
-_SMALLEST_MSS = 48  # TCP_MIN_SND_MSS, include/net/tcp.h
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-_TEXT_LENGTH = 64
+_OPTION: Final = struct.Struct(">Hq")  # number, value
+_IS_BYTES: Final = 0x8000  # in an option's number: the value is a length
+
+_SCALED, _SACK, _STAMPED, _MICROSECONDS, _ECN, _REUSE, _SHUT_DOWN = (1 << bit for bit in range(7))
+_ALL_FLAGS: Final = 0x7F
+
+_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ADDRESS_SIZES: Final = {4: 4, 6: 16}
+_STATES: Final = {state.value: state for state in TcpConnectionState}
+
+LARGEST_MESSAGE: Final = (
+    _HEAD + 2 * 16 + MOST_OPTIONS * (_OPTION.size + LARGEST_OPTION) + 3 * LARGEST_QUEUE
+)
+"""Bytes; what is longer is refused unread."""
 
 
 def encode(state: TcpState) -> bytes:
-    """The state as bytes. Raises ``CodecError`` if a queue is longer than ``LARGEST_QUEUE``."""
-    for name, data in (
-        ("receive queue", state.receive.data),
-        ("sent bytes", state.send.sent),
-        ("unsent bytes", state.send.unsent),
-    ):
-        if len(data) > LARGEST_QUEUE:
-            raise CodecError(
-                f"{state.connection}: {name}: at most {LARGEST_QUEUE} bytes, {len(data)} found"
-            )
-    negotiated = state.negotiated
-    packed: bytes = msgpack.packb(
-        [
-            MAGIC,
-            VERSION,
-            4 if state.family == socket.AF_INET else 6,
-            list(state.local),
-            list(state.remote),
-            int(state.state),
-            list(state.send),
-            list(state.receive),
-            list(state.window),
-            negotiated.mss_clamp,
-            negotiated.window_scale and list(negotiated.window_scale),
-            negotiated.sack,
-            negotiated.timestamps and list(negotiated.timestamps),
-            negotiated.ecn,
-            list(state.buffers),
-            state.reuse_address,
-        ]
-    )
-    return packed
+    """The state as bytes. Raises ``CodecError``, naming the field that ``decode`` would refuse.
+
+    Addresses come back in the form that getsockname(2) gives them (inet_ntop).
+    """
+    return b"".join(encode_parts(state))
 
 
-def decode(data: bytes) -> TcpState:
-    """The state that ``encode`` made ``data`` of. Raises ``CodecError``, naming what is wrong."""
-    if len(data) > LARGEST_MESSAGE:
-        raise CodecError(f"message: at most {LARGEST_MESSAGE} bytes, {len(data)} found")
-    try:
-        fields = msgpack.unpackb(
-            data,
-            max_bin_len=LARGEST_QUEUE,
-            max_str_len=_TEXT_LENGTH,
-            max_array_len=32,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise CodecError(f"message: not msgpack, truncated, or too long: {error}") from error
-    if not isinstance(fields, list) or len(fields) < 2 or fields[0] != MAGIC:
-        raise CodecError(f"message: does not start with {MAGIC!r}")
-    version = _number("version", fields[1], 1, _LARGEST_U32)
-    if version != VERSION:
-        raise CodecError(f"version: {VERSION} can be read, {version} found; update the reader")
-    if len(fields) != _FIELD_COUNT:
-        raise CodecError(f"message: {_FIELD_COUNT} fields wanted, {len(fields)} found")
-    return _state(fields[2:])
+def encode_parts(state: TcpState) -> tuple[bytes, bytes, bytes, bytes]:
+    """``encode`` in pieces, for sendmsg(2) and writev(2): the queues in it are the state's own.
 
-
-_FIELD_COUNT = 16
-
-
-def _state(fields: list[Any]) -> TcpState:
-    (
-        family,
-        local,
-        remote,
-        state,
-        send,
-        receive,
-        window,
+    The head, the receive queue, the sent bytes, the unsent bytes.
+    """
+    version = 4 if state.family == socket.AF_INET else 6
+    local = _packed("local", state.local, version)
+    remote = _packed("remote", state.remote, version)
+    options, values = _packed_options(state.options)
+    una, sent, unsent = state.send
+    following, received = state.receive
+    mss_clamp, scale, sack, timestamps, ecn = state.negotiated
+    numbers = (
+        version,
+        state.state,
+        (scale is not None and _SCALED)
+        | (sack and _SACK)
+        | (timestamps is not None and _STAMPED | (timestamps.microseconds and _MICROSECONDS))
+        | (ecn and _ECN)
+        | (state.reuse_address and _REUSE)
+        | (state.shut_down and _SHUT_DOWN),
+        state.local.port,
+        state.remote.port,
+        una,
+        following,
+        *state.window,
         mss_clamp,
-        window_scale,
-        sack,
-        timestamps,
-        ecn,
-        buffers,
-        reuse_address,
-    ) = fields
-    version = _number("family", family, 4, 6)
+        *(scale or (0, 0)),
+        timestamps.clock if timestamps is not None else 0,
+        *state.buffers,
+        state.error,
+        len(state.options),
+        len(values),
+        len(received),
+        len(sent),
+        len(unsent),
+    )
+    try:
+        packed = _NUMBERS.pack(*numbers)
+    except struct.error:
+        raise _unpackable(numbers, state) from None
+    check(state, local, remote)
+    rest = b"".join((packed, local, remote, options, values))
+    checksum = zlib.crc32(rest)
+    for queue in (received, sent, unsent):
+        if queue:
+            checksum = zlib.crc32(queue, checksum)
+    return _PREAMBLE.pack(MAGIC, VERSION, checksum) + rest, received, sent, unsent
+
+
+def decode(data: bytes | bytearray | memoryview) -> TcpState:
+    """The state that ``encode`` made ``data`` of. Raises ``CodecError``, naming what is wrong."""
+    size = len(data)
+    if size > LARGEST_MESSAGE:
+        raise CodecError(f"message: at most {LARGEST_MESSAGE} bytes wanted, {size} found")
+    view = memoryview(data)
+    if view[: len(MAGIC) + 1] != _START:
+        raise _not_this_version(bytes(view[: _LATEST_MAGIC + len(MAGIC) + 1]))
+    if size < _HEAD:
+        raise CodecError(f"message: truncated: at least {_HEAD} bytes wanted, {size} found")
+    (
+        version,
+        number,
+        flags,
+        local_port,
+        remote_port,
+        una,
+        following,
+        snd_wl1,
+        snd_wnd,
+        max_window,
+        rcv_wnd,
+        rcv_wup,
+        mss_clamp,
+        scale_send,
+        scale_receive,
+        clock,
+        send_buffer,
+        receive_buffer,
+        lock,
+        window_clamp,
+        error,
+        option_count,
+        option_bytes,
+        received_size,
+        sent_size,
+        unsent_size,
+    ) = _NUMBERS.unpack_from(view, _PREAMBLE.size)
     if version not in _FAMILIES:
         raise CodecError(f"family: 4 or 6 wanted, {version} found")
-    return TcpState(
-        family=_FAMILIES[version],
-        local=_endpoint("local", local, version),
-        remote=_endpoint("remote", remote, version),
-        state=_connection_state(state),
-        send=_send_queue(send),
-        receive=_receive_queue(receive),
-        window=Window(*_numbers("window", window, 5, _LARGEST_U32)),
-        negotiated=Negotiated(
-            mss_clamp=_number("mss_clamp", mss_clamp, _SMALLEST_MSS, _LARGEST_MSS),
-            window_scale=None
-            if window_scale is None
-            else WindowScale(*_numbers("window_scale", window_scale, 2, TCP_MAX_WSCALE)),
-            sack=_flag("sack", sack),
-            timestamps=_timestamps(timestamps),
-            ecn=_flag("ecn", ecn),
+    local_at = _HEAD
+    remote_at = local_at + _ADDRESS_SIZES[version]
+    options_at = remote_at + _ADDRESS_SIZES[version]
+    received_at = options_at + option_count * _OPTION.size + option_bytes
+    sent_at = received_at + received_size
+    unsent_at = sent_at + sent_size
+    end = unsent_at + unsent_size
+    if size != end:
+        what = "truncated" if size < end else "something follows it"
+        raise CodecError(f"message: {what}: {end} bytes wanted, {size} found")
+    _check_sum(view)
+    if number not in _STATES:
+        raise CodecError(f"state: a TCP state wanted, {number} found")
+    _check_flags(flags, scale_send, scale_receive, clock)
+    local, remote = bytes(view[local_at:remote_at]), bytes(view[remote_at:options_at])
+    family = _FAMILIES[version]
+    state = TcpState(
+        family,
+        Endpoint(socket.inet_ntop(family, local), local_port),
+        Endpoint(socket.inet_ntop(family, remote), remote_port),
+        _STATES[number],
+        SendQueue(una, bytes(view[sent_at:unsent_at]), bytes(view[unsent_at:])),
+        ReceiveQueue(following, bytes(view[received_at:sent_at])),
+        Window(snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup),
+        Negotiated(
+            mss_clamp,
+            WindowScale(scale_send, scale_receive) if flags & _SCALED else None,
+            flags & _SACK != 0,
+            Timestamps(clock, flags & _MICROSECONDS != 0) if flags & _STAMPED else None,
+            flags & _ECN != 0,
         ),
-        buffers=Buffers(*_numbers("buffers", buffers, 4, _LARGEST_BUFFER)),
-        reuse_address=_flag("reuse_address", reuse_address),
+        Buffers(send_buffer, receive_buffer, lock, window_clamp),
+        flags & _REUSE != 0,
+        _options(view[options_at:received_at], option_count) if received_at > options_at else (),
+        flags & _SHUT_DOWN != 0,
+        error,
+    )
+    check(state, local, remote)
+    return state
+
+
+_START: Final = MAGIC + bytes([VERSION])
+
+
+def _not_this_version(start: bytes) -> CodecError:
+    at = start.find(MAGIC)
+    if at < 0:
+        return CodecError(f"message: {MAGIC!r} wanted at its start, {start!r} found")
+    after = start[at + len(MAGIC) :]
+    if not after:
+        return CodecError("message: truncated: it ends after the magic")
+    if at > 0 and after[0] != 1:
+        return CodecError(f"message: {MAGIC!r} wanted at its start, {start!r} found")
+    newer = after[0] > VERSION
+    where = "that reads it" if newer else "that wrote it"
+    return CodecError(
+        f"version: {VERSION} wanted, {after[0]} found; it is {'newer' if newer else 'older'}: "
+        f"update mycoproxy on the node {where}"
     )
 
 
-def _endpoint(name: str, value: object, version: int) -> Endpoint:
-    text, port = _items(name, value, 2)
+def _check_sum(view: memoryview) -> None:
+    found: int = _PREAMBLE.unpack_from(view)[2]
+    wanted = zlib.crc32(view[_PREAMBLE.size :])
+    if found != wanted:
+        raise CodecError(
+            f"checksum: {wanted:#010x} wanted, {found:#010x} found; the message was damaged on its "
+            "way: send it again"
+        )
+
+
+def _check_flags(flags: int, scale_send: int, scale_receive: int, clock: int) -> None:
+    """What is absent is zero: one state has one encoding."""
+    if flags > _ALL_FLAGS:
+        raise CodecError(f"flags: at most {_ALL_FLAGS:#x} wanted, {flags:#x} found")
+    if not flags & _SCALED and (scale_send or scale_receive):
+        raise CodecError(
+            f"window_scale: 0, 0 wanted where none is flagged, {scale_send}, {scale_receive} found"
+        )
+    if not flags & _STAMPED and (clock or flags & _MICROSECONDS):
+        raise CodecError(
+            f"timestamps: clock 0 wanted where none are flagged, {clock} (flags {flags:#x}) found"
+        )
+
+
+def _packed(name: str, endpoint: Endpoint, version: int) -> bytes:
     try:
         # Also refuses a scope, which inet_pton does not know.
-        socket.inet_pton(_FAMILIES[version], text)
-    except (OSError, TypeError, ValueError):
+        return socket.inet_pton(_FAMILIES[version], endpoint.address)
+    except (OSError, ValueError):
         raise CodecError(
-            f"{name}: an IPv{version} address without scope wanted, {_brief(text)} found"
+            f"{name}: an IPv{version} address without scope wanted, {endpoint.address!r} found"
         ) from None
-    return Endpoint(text, _number(f"{name} port", port, 1, 0xFFFF))
 
 
-def _connection_state(value: object) -> TcpConnectionState:
-    number = _number("state", value, 1, max(TcpConnectionState))
-    return TcpConnectionState(number)
+def _packed_options(options: Settings) -> tuple[bytes, bytes]:
+    """The pairs, and the values that are bytes."""
+    pairs = []
+    values = []
+    for number, value in options:
+        try:
+            if isinstance(value, bytes):
+                pairs.append(_OPTION.pack(number | _IS_BYTES, len(value)))
+                values.append(value)
+            else:
+                pairs.append(_OPTION.pack(number, value))
+        except struct.error:
+            raise CodecError(
+                f"option {number}: a number up to {LARGEST_OPTION_NUMBER}, and 64 bits or bytes as "
+                f"its value wanted, {value!r:.64} found"
+            ) from None
+    return b"".join(pairs), b"".join(values)
 
 
-def _send_queue(value: object) -> SendQueue:
-    una, sent, unsent = _items("send", value, 3)
-    return SendQueue(
-        _number("send una", una, 0, _LARGEST_U32),
-        _data("send sent", sent),
-        _data("send unsent", unsent),
-    )
+def _options(view: memoryview, count: int) -> Settings:
+    values_at = count * _OPTION.size
+    pairs = tuple(_OPTION.iter_unpack(view[:values_at]))
+    if values_at == len(view) and max(pairs)[0] < _IS_BYTES:
+        return pairs
+    return tuple(_with_bytes(pairs, view[values_at:]))
 
 
-def _receive_queue(value: object) -> ReceiveQueue:
-    following, data = _items("receive", value, 2)
-    return ReceiveQueue(
-        _number("receive next", following, 0, _LARGEST_U32), _data("receive data", data)
-    )
+def _with_bytes(
+    pairs: tuple[tuple[int, int], ...], values: memoryview
+) -> Iterator[tuple[int, int | bytes]]:
+    at = 0
+    for number, value in pairs:
+        if number < _IS_BYTES:
+            yield number, value
+            continue
+        end = at + value
+        if value < 0 or end > len(values):
+            raise CodecError(
+                f"option {number ^ _IS_BYTES}: 0 to {len(values) - at} bytes wanted, {value} found"
+            )
+        yield number ^ _IS_BYTES, bytes(values[at:end])
+        at = end
+    if at != len(values):
+        raise CodecError(f"bytes of options: {at} wanted, {len(values)} found")
 
 
-def _timestamps(value: object) -> Timestamps | None:
-    if value is None:
-        return None
-    clock, microseconds = _items("timestamps", value, 2)
-    return Timestamps(
-        _number("timestamps clock", clock, 0, _LARGEST_U32),
-        _flag("timestamps microseconds", microseconds),
-    )
-
-
-def _items(name: str, value: object, count: int) -> list[Any]:
-    if not isinstance(value, list) or len(value) != count:
-        raise CodecError(f"{name}: a list of {count} wanted, {_brief(value)} found")
-    return value
-
-
-def _number(name: str, value: object, lowest: int, highest: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise CodecError(
-            f"{name}: a number from {lowest} to {highest} wanted, {_brief(value)} found"
-        )
-    return value
-
-
-def _numbers(name: str, value: object, count: int, highest: int) -> list[int]:
-    return [_number(name, item, 0, highest) for item in _items(name, value, count)]
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise CodecError(f"{name}: true or false wanted, {_brief(value)} found")
-    return value
-
-
-def _data(name: str, value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise CodecError(f"{name}: bytes wanted, {_brief(value)} found")
-    return value
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _TEXT_LENGTH else f"{text[:_TEXT_LENGTH]}..."
+def _unpackable(numbers: tuple[object, ...], state: TcpState) -> CodecError:
+    for (name, form), number in zip(_FIELDS, numbers, strict=True):
+        try:
+            struct.pack(">" + form, number)
+        except struct.error:
+            most = (1 << 8 * struct.calcsize(">" + form)) - 1
+            return wrong(state, name, f"a number from 0 to {most}", number)
+    return wrong(state, "message", "numbers", numbers)
