@@ -3,19 +3,23 @@
 The server's address is on the loopback of both places; the client's route decides which of them
 it talks to. Moving the route is the re-homing. The target has a shield, which drops what comes
 from outside until the connection is there: moving the route early is a hold on the source.
+
+A ``Lab`` is the three places, a ``Move`` one connection in them: in a lab of its own, or in one
+that serves many.
 """
 
 import os
 import select
 import socket
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mycoproxy import tcp
+from mycoproxy.netfilter.nft import Nft
 from mycoproxy.tcp import abi, repair
 
 V4 = "10.99.0.1"
@@ -39,6 +43,7 @@ table inet lab {
 }
 """
 LIFT = "delete table inet lab\n"
+NOTHING = "table inet lab\n" + LIFT
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
@@ -83,37 +88,110 @@ def fill(sock: socket.socket, chunk: int = 65536) -> bytes:
 def settle(*socks: socket.socket) -> None:
     """Wait until the peer has acknowledged everything."""
     for sock in socks:
-        wait_until(lambda sock=sock: not repair.queued_bytes(sock, abi.SIOCOUTQ), "acknowledged")
+        wait_until(partial(_is_acknowledged, sock), "acknowledged")
+
+
+def _is_acknowledged(sock: socket.socket) -> bool:
+    return not repair.queued_bytes(sock, abi.SIOCOUTQ)
+
+
+class Lab:
+    """Client ``c``, source ``a``, target ``b``: namespaces, links, addresses, routes, shields."""
+
+    def __init__(
+        self, network: Any, *, mtu: int = 1500, sysctls: Mapping[str, object] | None = None
+    ) -> None:
+        """The client's route leads to the source; the target has no address, and no shield yet."""
+        self.network = network
+        self.c, self.a, self.b = (network.node(name) for name in "cab")
+        self._sysctls: dict[tuple[str, str], object] = {}
+        self.sysctls("cab", sysctls or {})
+        self.to_a = network.link(self.c, self.a, mtu=mtu)
+        self.to_b = network.link(self.c, self.b, mtu=mtu)
+        for link in (self.to_a, self.to_b):
+            link.right.set_route("default", gateway=link.left_v4)
+            link.right.set_route("::/0", gateway=link.left_v6)
+        self._contexts = {place: self.node(place).call(Nft) for place in "cab"}
+        self._addressed: set[str] = set()
+        self.address("a", present=True)
+        self.route_to("a")
+
+    def node(self, place: str) -> Any:
+        return getattr(self, place)
+
+    def sysctls(self, places: str, values: Mapping[str, object]) -> None:
+        """Set these in places, unless they were set so before."""
+        for place in places:
+            for name, value in values.items():
+                if self._sysctls.get((place, name)) != value:
+                    self.node(place).sysctl(name, value)
+                    self._sysctls[place, name] = value
+
+    def nft(self, place: str, rules: str) -> None:
+        """Run nftables commands in a place."""
+        self.node(place).call(self._contexts[place].run, rules)
+
+    def shield(self, place: str, *, up: bool) -> None:
+        """Drop, or no longer drop, all TCP that comes from outside."""
+        self.nft(place, SHIELD if up else LIFT)
+
+    def address(self, place: str, *, present: bool) -> None:
+        """Put the server's addresses on a place, or take them off."""
+        if present == (place in self._addressed):
+            return
+        change = self.node(place).add_address if present else self.node(place).delete_address
+        change("lo", V4, 32)
+        change("lo", V6, 128)
+        (self._addressed.add if present else self._addressed.remove)(place)
+
+    def route_to(self, place: str) -> None:
+        """Lead the client's packets to a place."""
+        link = self.to_a if place == "a" else self.to_b
+        self.c.set_route(f"{V4}/32", gateway=link.right_v4, prefsrc=self.to_a.left_v4)
+        self.c.set_route(f"{V6}/128", gateway=link.right_v6, prefsrc=self.to_a.left_v6)
+
+    def restore(self) -> None:
+        """Ready for another connection: as it was built, but for addresses and sysctls.
+
+        The target is shielded, both ways.
+        """
+        for place in "cab":
+            self.nft(place, NOTHING + (SHIELD + MUTE if place == "b" else ""))
+        self.route_to("a")
+
+    def close(self) -> None:
+        """Let go of what is not the network's."""
+        for place, context in self._contexts.items():
+            self.node(place).call(context.close)
 
 
 @dataclass
 class Move:
-    """Client ``c``, source ``a``, target ``b``, and one connection c -> a."""
+    """One connection from the client to the source, and its way to the target.
+
+    It is in ``lab``, or in one of its own, which ``build`` makes.
+    """
 
     network: Any
     kind: str
-    c: Any = None
-    a: Any = None
-    b: Any = None
+    lab: Any = None
     client: Any = None
     server: Any = None
     moved: Any = None
     stack: ExitStack = field(default_factory=ExitStack)
 
-    def build(self, *, mtu: int = 1500, sysctls: dict[str, object] | None = None) -> None:
-        """Namespaces, links, addresses, routes; the client's route leads to the source."""
-        self.c, self.a, self.b = (self.network.node(name) for name in "cab")
-        for node in (self.c, self.a, self.b):
-            for name, value in (sysctls or {}).items():
-                node.sysctl(name, value)
-        self.to_a = self.network.link(self.c, self.a, mtu=mtu)
-        self.to_b = self.network.link(self.c, self.b, mtu=mtu)
-        for link in (self.to_a, self.to_b):
-            link.right.set_route("default", gateway=link.left_v4)
-            link.right.set_route("::/0", gateway=link.left_v6)
+    def build(self, *, mtu: int = 1500, sysctls: Mapping[str, object] | None = None) -> None:
+        """A lab of its own, its target shielded."""
+        self.lab = Lab(self.network, mtu=mtu, sysctls=sysctls)
+        self.stack.callback(self.lab.close)
         self.shield("b", up=True)
-        self.address("a", present=True)
-        self.route_to("a")
+
+    def __getattr__(self, name: str) -> Any:
+        """The lab's places, links and switches are at hand here: ``move.a``, ``move.shield``."""
+        return getattr(self.lab, name)
+
+    def _nft(self, place: str, rules: str) -> None:
+        self.lab.nft(place, rules)
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -124,47 +202,36 @@ class Move:
         """As the server's socket names it."""
         return {"v4": V4, "v6": V6, "mapped": f"::ffff:{V4}"}[self.kind]
 
-    def shield(self, place: str, *, up: bool) -> None:
-        """Drop, or no longer drop, all TCP that comes from outside."""
-        self._nft(place, SHIELD if up else LIFT)
+    def socket_in(self, place: str) -> Any:
+        """A fresh socket in a place, closed with the connection.
 
-    def _nft(self, place: str, rules: str) -> None:
-        node = getattr(self, place)
-        node.call(subprocess.run, ["nft", "-f", "-"], input=rules, text=True, check=True)
-
-    def address(self, place: str, *, present: bool) -> None:
-        """Put the server's addresses on a place, or take them off."""
-        node = getattr(self, place)
-        change = node.add_address if present else node.delete_address
-        change("lo", V4, 32)
-        change("lo", V6, 128)
-
-    def route_to(self, place: str) -> None:
-        """Lead the client's packets to a place."""
-        link = self.to_a if place == "a" else self.to_b
-        self.c.set_route(f"{V4}/32", gateway=link.right_v4, prefsrc=self.to_a.left_v4)
-        self.c.set_route(f"{V6}/128", gateway=link.right_v6, prefsrc=self.to_a.left_v6)
-
-    def socket_in(self, place: str) -> socket.socket:
-        """A fresh socket of the right family in a place; closed with the lab."""
-        node = getattr(self, place)
-        made: socket.socket = node.call(socket.socket, self.family, socket.SOCK_STREAM)
+        Of the connection's family; the client's end of a mapped connection is an IPv4 socket.
+        """
+        plain = place == "c" and self.kind == "mapped"
+        family = socket.AF_INET if plain else self.family
+        made = self.lab.node(place).call(socket.socket, family, socket.SOCK_STREAM)
         self.stack.callback(made.close)
         return made
 
-    def connect(self, **buffers: int) -> None:
-        """One connection: ``self.client`` to ``self.server``. Buffers: SO_RCVBUF/SO_SNDBUF."""
-        listener = self.socket_in("a")
+    def connect(
+        self, prepare: Callable[[socket.socket, str], None] | None = None, **buffers: int
+    ) -> None:
+        """One connection: ``self.client`` to ``self.server``. Buffers: SO_RCVBUF/SO_SNDBUF.
+
+        ``prepare`` is given the listener ("a") and the client's socket ("c") before they are used.
+        """
+        listener, self.client = self.socket_in("a"), self.socket_in("c")
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.kind == "mapped":
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if prepare:
+            prepare(listener, "a")
+            prepare(self.client, "c")
         listener.bind(("::" if self.kind == "mapped" else self.server_address, 0))
         listener.listen()
         target = V4 if self.kind == "mapped" else self.server_address
-        self.client = self.c.call(
-            socket.create_connection, (target, listener.getsockname()[1]), DEADLINE
-        )
-        self.stack.callback(self.client.close)
+        self.client.settimeout(DEADLINE)
+        self.client.connect((target, listener.getsockname()[1]))
         self.server, _ = listener.accept()
         self.stack.callback(self.server.close)
         self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -184,12 +251,13 @@ class Move:
         target sends: to the client the target would be an old duplicate (PAWS).
         """
         self.hold()
-        self._nft("a", MUTE)
-        return tcp.capture(self.server)
+        self.nft("a", MUTE)
+        state: tcp.TcpState = self.a.call(tcp.capture, self.server)
+        return state
 
     def unmute(self) -> None:
         """The source may send again."""
-        self._nft("a", LIFT)
+        self.nft("a", LIFT)
 
     def roll_back(self, state: tcp.TcpState) -> None:
         """Everything as it was before ``capture``."""
@@ -197,7 +265,7 @@ class Move:
         self.route_to("a")
         self.a.call(tcp.resume, self.server, state)
 
-    def establish(self, state: tcp.TcpState) -> socket.socket:
+    def establish(self, state: tcp.TcpState) -> Any:
         """The address comes to the target, and the connection with it, in repair mode."""
         self.moved = self.socket_in("b")
         self.address("b", present=True)
