@@ -1,0 +1,120 @@
+"""``netlab bench tcp``: what it costs to move connections, and what is left of their speed."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from netlab.tcp_bench import cost, throughput
+from netlab.tcp_bench.child import Child, descriptors
+from netlab.tcp_bench.handover import Handover, Handovers
+from netlab.tcp_bench.peer import Peer
+from netlab.tcp_bench.places import Places
+from netlab.tcp_bench.throughput import Windows
+
+Progress = Callable[[str], None]
+
+MOST = 10_000
+"""Connections in the largest handover, unless another number is asked for."""
+
+_IDLE = 1_000  # connections whose capture and establish is timed
+_MEASURED = 500  # connections whose memory is counted
+_OTHER_DESCRIPTORS = 200
+
+
+def sizes(most: int) -> list[int]:
+    """10, 100, ... below ``most``, and ``most``."""
+    found = []
+    size = 10
+    while size < most:
+        found.append(size)
+        size *= 10
+    return [*found, most]
+
+
+def tcp(
+    rounds: int,
+    progress: Progress,
+    *,
+    most: int = MOST,
+    windows: Windows | None = None,
+) -> dict[str, object]:
+    """All figures, as ``netlab bench tcp --json`` prints them. Medians of ``rounds`` rounds.
+
+    The handovers have up to ``most`` connections. Raises ``MycoError``: a step failed, or a
+    connection did not work afterwards.
+    """
+    windows = windows or Windows()
+    idle = min(_IDLE, most)
+    with (
+        descriptors(max(most, 2 * idle) + _OTHER_DESCRIPTORS),
+        Places() as places,
+        Child(places.client, Peer) as peer,
+    ):
+        times = []
+        for number in range(rounds):
+            times.append(cost.capture_and_establish(places, peer, idle))
+            capture, establish = times[-1]
+            progress(f"round {number + 1}: capture {capture:.0f} us, establish {establish:.0f} us")
+        memory = cost.memory(places, peer, min(_MEASURED, most))
+        progress(f"memory: {memory.heap:.0f} bytes a connection, {memory.encoded:.0f} encoded")
+        by_size = _handovers(places, peer, rounds, sizes(most), progress)
+        rates = _throughput(places, peer, rounds, windows, progress)
+    largest = by_size[most]
+    directions = {
+        name: {
+            "ratio": round(median(each.ratio for each in found), 3),
+            "before_mbit_s": round(median(each.before for each in found) * 8e-6),
+            "after_mbit_s": round(median(each.after for each in found) * 8e-6),
+            "each": [round(each.ratio, 3) for each in found],
+        }
+        for name, found in rates.items()
+    }
+    return {
+        "rounds": rounds,
+        "capture_establish_us": round(median(map(sum, times)), 1),
+        "capture_us": round(median(each.capture for each in times), 1),
+        "establish_us": round(median(each.establish for each in times), 1),
+        "idle_connections": idle,
+        f"handover_{most}_s": round(largest.total_s, 3),
+        f"handover_{most}_parts": largest.parts(),
+        "per_connection_us": {
+            str(size): round(found.per_connection_us, 1) for size, found in by_size.items()
+        },
+        "parts_s": {str(size): found.parts() for size, found in by_size.items()},
+        "not_kept": sorted(set().union(*(found.not_kept for found in by_size.values()))),
+        "bytes_per_connection": round(memory.heap),
+        "encoded_bytes": round(memory.encoded),
+        "throughput_ratio_after_move": min(
+            median(each.ratio for each in found) for found in rates.values()
+        ),
+        "throughput": directions,
+    }
+
+
+def _handovers(
+    places: Places, peer: Child, rounds: int, counts: Sequence[int], progress: Progress
+) -> dict[int, Handover]:
+    """Of each size the handover that took the median time."""
+    found = {}
+    with Handovers(places, peer) as handovers:
+        handovers.run(counts[0])  # the first of all touches code and memory for the first time
+        for count in counts:
+            each = [handovers.run(count) for _ in range(rounds)]
+            each.sort(key=lambda one: one.total_s)
+            found[count] = each[(rounds - 1) // 2]
+            times = ", ".join(f"{one.total_s * 1e3:.1f}" for one in each)
+            progress(f"handover of {count} connections: {times} ms")
+    places.lead_to_source()
+    return found
+
+
+def _throughput(
+    places: Places, peer: Child, rounds: int, windows: Windows, progress: Progress
+) -> dict[str, list[throughput.Rates]]:
+    """The rates of each direction, by its name."""
+    found: dict[str, list[throughput.Rates]] = {"to_client": [], "to_server": []}
+    for number in range(rounds):
+        found["to_client"].append(throughput.to_client(places, peer, windows))
+        found["to_server"].append(throughput.to_server(places, peer, windows))
+        ratios = [f"{name} {each[-1].ratio:.3f}" for name, each in found.items()]
+        progress(f"round {number + 1}: throughput after by before: {', '.join(ratios)}")
+    return found
