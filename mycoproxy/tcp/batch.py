@@ -169,7 +169,7 @@ class Program:
                 arguments += [(taken, True), (len(each.value), False)]
                 taken += len(_padded(each.value))
             offsets.append(len(image) - self._answer_at)
-            if each.size:
+            if each.size or each.counted:
                 arguments.append((len(image), True))
                 image += _padded(bytes(each.size))
             if each.counted:
@@ -208,9 +208,14 @@ class Program:
         """What the system call wrote: as many bytes as it said, none if it failed."""
         if self.result(answer, index) < 0:
             return b""
-        length: int = _LENGTH.unpack_from(answer, self._lengths_at + index * _LENGTH.size)[0]
         start = self.offsets[index]
-        return answer[start : start + min(length, self.operations[index].size)]
+        size = min(self.length(answer, index), self.operations[index].size)
+        return answer[start : start + size]
+
+    def length(self, answer: bytes, index: int) -> int:
+        """The length that the system call gave; that of its output if it gives none."""
+        length: int = _LENGTH.unpack_from(answer, self._lengths_at + index * _LENGTH.size)[0]
+        return length
 
 
 class _Own(threading.local):

@@ -1,5 +1,6 @@
 """Programs of system calls: built or not, alone or in threads, they say what single calls say."""
 
+import ctypes
 import errno
 import socket
 import struct
@@ -12,6 +13,7 @@ from mycoproxy.tcp import abi, batch
 
 _TCP, _SOCKET = socket.IPPROTO_TCP, socket.SOL_SOCKET
 _UNKNOWN_OPTION = 9999
+_SO_FILTER = 26  # SO_ATTACH_FILTER to set, SO_GET_FILTER to read
 
 
 @pytest.fixture(params=["built", "one by one"], autouse=True)
@@ -96,6 +98,16 @@ def test_a_failure_stands_in_the_answer_and_the_rest_runs(pair: Pair) -> None:
     assert program.result(answer, 0) == -errno.ENOPROTOOPT
     assert program.output(answer, 0) == b""
     assert program.output(answer, 1) == struct.pack("=i", socket.SOCK_STREAM)
+
+
+def test_the_length_that_the_kernel_says_is_kept_where_nothing_is_written(pair: Pair) -> None:
+    instruction = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF))
+    pair[0].setsockopt(_SOCKET, _SO_FILTER, struct.pack("@HP", 1, ctypes.addressof(instruction)))
+    program = batch.Program([batch.getsockopt(_SOCKET, _SO_FILTER, 0)])
+    answer = program.run(pair[0].fileno())
+    assert (program.result(answer, 0), program.length(answer, 0)) == (0, 1), "one instruction"
+    assert program.output(answer, 0) == b""
+    assert program.length(program.run(pair[1].fileno()), 0) == 0
 
 
 def test_an_operation_that_must_succeed_stops_the_program_by_name(pair: Pair) -> None:
