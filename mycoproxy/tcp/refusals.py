@@ -1,0 +1,95 @@
+"""What makes a TCP socket impossible to move, found out before anything is touched.
+
+In the kernel such a socket has state that nobody can read, or put back. What cannot be seen from
+outside at all: keys of TCP_MD5SIG on a socket that is neither connected nor listening.
+"""
+
+import errno
+import socket
+import struct
+from typing import Final
+
+from mycoproxy.tcp import abi, batch
+from mycoproxy.tcp.abi import TcpConnectionState
+from mycoproxy.tcp.signatures import SignatureLookup
+
+_IPPROTO_SMC: Final = 256  # include/uapi/linux/in.h
+_IPPROTO_MPTCP: Final = 262
+_AF_SMC: Final = 43  # include/linux/socket.h
+_SO_GET_FILTER: Final = 26  # include/uapi/asm-generic/socket.h
+# include/uapi/linux/tcp.h
+_TCP_FASTOPEN_CONNECT: Final = 30
+_TCP_ULP: Final = 31
+_TCP_AO_INFO: Final = 40
+_TCP_AO_INFO_SIZE: Final = 48  # struct tcp_ao_info_opt
+_TCP_ULP_NAME_SIZE: Final = 16
+_INFO_SIZE: Final = 160  # struct tcp_info, up to tcpi_data_segs_out
+_INFO_UNACKED: Final = 24
+_INFO_DATA_SEGS_OUT: Final = 156
+
+_PROGRAM: Final = batch.Program(
+    [
+        batch.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN, must=True),
+        batch.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL, must=True),
+        batch.getsockopt(socket.IPPROTO_TCP, _TCP_ULP, _TCP_ULP_NAME_SIZE),
+        batch.getsockopt(socket.IPPROTO_TCP, _TCP_AO_INFO, _TCP_AO_INFO_SIZE),
+        batch.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 0),
+        batch.getsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT),
+        batch.getsockopt(socket.IPPROTO_TCP, abi.TCP_INFO, _INFO_SIZE),
+    ]
+)
+_DOMAIN, _PROTOCOL, _ULP, _AO, _FILTER, _FASTOPEN_CONNECT, _INFO = range(7)
+
+
+def refusal(sock: socket.socket, signatures: SignatureLookup | None = None) -> str | None:
+    """Why ``sock`` cannot be moved, or None if nothing is in the way.
+
+    ``signatures``, made in the socket's network namespace, saves making one for this call.
+    Raises ``OSError``.
+    """
+    answer = _PROGRAM.run(sock.fileno())
+    if (reason := _not_tcp(answer)) is not None:
+        return reason
+    if ulp := _PROGRAM.output(answer, _ULP).rstrip(b"\0").decode(errors="replace"):
+        kind = "kernel TLS" if ulp == "tls" else "an upper layer protocol in the kernel"
+        return f"it uses {kind} (TCP_ULP={ulp})"
+    if _PROGRAM.result(answer, _AO) == 0:
+        return "it uses the TCP Authentication Option (TCP-AO)"
+    if _PROGRAM.result(answer, _FILTER) == -errno.EACCES:
+        return "it has an eBPF filter (SO_ATTACH_BPF), which cannot be read"
+    if (reason := _fast_open(answer)) is not None:
+        return reason
+    if signatures is None:
+        with SignatureLookup(sock) as lookup:
+            signed = lookup.signed(sock)
+    else:
+        signed = signatures.signed(sock)
+    return "its segments are signed (TCP_MD5SIG)" if signed else None
+
+
+def _not_tcp(answer: bytes) -> str | None:
+    domain, protocol = (
+        struct.unpack("=i", _PROGRAM.output(answer, index))[0] for index in (_DOMAIN, _PROTOCOL)
+    )
+    if protocol == _IPPROTO_MPTCP:
+        return "it is a Multipath TCP socket"
+    if domain == _AF_SMC or protocol == _IPPROTO_SMC:
+        return "it is an SMC socket"
+    if domain not in (socket.AF_INET, socket.AF_INET6) or protocol != socket.IPPROTO_TCP:
+        return f"it is not a TCP socket (family {domain}, protocol {protocol})"
+    return None
+
+
+def _fast_open(answer: bytes) -> str | None:
+    """A handshake under way that carries data, or waits for some (RFC 7413)."""
+    info = _PROGRAM.output(answer, _INFO)
+    if info[0] == TcpConnectionState.SYN_RECV:
+        return "it was accepted by TCP Fast Open, and its handshake is not complete"
+    if info[0] != TcpConnectionState.SYN_SENT:
+        return None
+    unacked = abi.U32.unpack_from(info, _INFO_UNACKED)[0]
+    if abi.U32.unpack_from(info, _INFO_DATA_SEGS_OUT)[0]:
+        return "it sent data with its SYN (TCP Fast Open), and has no answer yet"
+    if any(_PROGRAM.output(answer, _FASTOPEN_CONNECT)) and not unacked:
+        return "it waits for data to send with its SYN (TCP_FASTOPEN_CONNECT)"
+    return None
