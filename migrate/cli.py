@@ -107,5 +107,7 @@ def print_report(report: MoveReport) -> None:
         f"{report.connections} connections moved, {report.replayed_packets} packets of the "
         f"hold delivered, {report.memory_bytes >> 20} MiB of memory"
     )
+    for remark in report.remarks:
+        console.print(f"not kept: {remark}")
     for warning in report.warnings:
         console.print(f"warning: {warning}")

@@ -47,7 +47,7 @@ def document() -> str:
                 "and its going live are driven from here.",
                 migration.__doc__,
                 migration.TABLE,
-                back_from=(migration.State.ABORTING, migration.State.UNDRAINING),
+                back_from=(migration.State.ABORTING, migration.State.THAWING),
             ),
             "",
             *chapter(

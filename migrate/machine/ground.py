@@ -62,7 +62,7 @@ async def inspect(plan: MovePlan, stack: AsyncExitStack) -> Ground:
     source_pod, target_pod = worker(plan.source.pod_netns), worker(plan.target.pod_netns)
     source_node, target_node = worker(plan.source.node_netns), worker(plan.target.node_netns)
     await asyncio.to_thread(preflight.check_target, plan, source_pod, target_pod)
-    preflight.check_connections(source_pod)
+    await asyncio.to_thread(preflight.check_sockets, tasks, source_pod)
     preflight.check_space({plan.source.images: memory, plan.target.images: reserve(memory)})
     cgroup = Cgroup(container.pid)
     # Last, because it takes longest when it fails: can the target be reached at all?

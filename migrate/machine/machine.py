@@ -19,7 +19,6 @@ class State(Enum):
     IDLE = "idle"
     CHECKING = "checking"
     PREPARING = "preparing"
-    DRAINING = "draining"
     FREEZING = "freezing"
     DUMPING = "dumping"
     SENDING = "sending"
@@ -36,7 +35,6 @@ class State(Enum):
     ABORTING = "aborting the restore"
     UNDOING_HANDOVER = "undoing the handover"
     THAWING = "thawing the source"
-    UNDRAINING = "letting new connections in"
     CLEANING_UP_AFTER_FAILURE = "cleaning up after a failure"
     ROLLED_BACK = "rolled back"
     STUCK = "stuck"
@@ -55,7 +53,6 @@ class Action(Enum):
 
     CHECK = "preflight"
     PREPARE = "prepare both sides"
-    DRAIN = "stop new connections and empty the accept queue"
     FREEZE = "freeze"
     DUMP = "dump"
     SEND = "send what is left"
@@ -70,7 +67,6 @@ class Action(Enum):
     ABORT_RESTORE = "kill the copy"
     UNDO_HANDOVER = "undo the handover"
     THAW = "thaw the source"
-    UNDRAIN = "let new connections in"
 
 
 def _t(state: State, action: Action | None = None) -> Transition[State, Action]:
@@ -88,10 +84,8 @@ TABLE: StateTable[State, Event, Action] = StateTable(
         (State.IDLE, Event.START): _t(State.CHECKING, Action.CHECK),
         (State.CHECKING, Event.DONE): _t(State.PREPARING, Action.PREPARE),
         (State.CHECKING, Event.FAILED): _t(State.REFUSED),
-        (State.PREPARING, Event.DONE): _t(State.DRAINING, Action.DRAIN),
+        (State.PREPARING, Event.DONE): _t(State.FREEZING, Action.FREEZE),
         (State.PREPARING, Event.FAILED): _CLEAN_FAILURE,
-        (State.DRAINING, Event.DONE): _t(State.FREEZING, Action.FREEZE),
-        (State.DRAINING, Event.FAILED): _t(State.UNDRAINING, Action.UNDRAIN),
         (State.FREEZING, Event.DONE): _t(State.DUMPING, Action.DUMP),
         (State.FREEZING, Event.FAILED): _THAW,
         (State.DUMPING, Event.DONE): _t(State.SENDING, Action.SEND),
@@ -120,10 +114,8 @@ TABLE: StateTable[State, Event, Action] = StateTable(
         (State.ABORTING, Event.FAILED): _t(State.STUCK),
         (State.UNDOING_HANDOVER, Event.DONE): _THAW,
         (State.UNDOING_HANDOVER, Event.FAILED): _THAW,
-        (State.THAWING, Event.DONE): _t(State.UNDRAINING, Action.UNDRAIN),
-        (State.THAWING, Event.FAILED): _t(State.UNDRAINING, Action.UNDRAIN),
-        (State.UNDRAINING, Event.DONE): _CLEAN_FAILURE,
-        (State.UNDRAINING, Event.FAILED): _CLEAN_FAILURE,
+        (State.THAWING, Event.DONE): _CLEAN_FAILURE,
+        (State.THAWING, Event.FAILED): _CLEAN_FAILURE,
         (State.CLEANING_UP_AFTER_FAILURE, Event.DONE): _t(State.ROLLED_BACK),
         (State.CLEANING_UP_AFTER_FAILURE, Event.FAILED): _t(State.ROLLED_BACK),
     },

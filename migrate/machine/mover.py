@@ -57,13 +57,12 @@ class Mover:
             perform=self._perform,
             record=self._record,
             # Not a dump: CRIU has to come to an end by itself, or the tasks keep its traces.
-            interruptible=(Action.CHECK, Action.PREPARE, Action.DRAIN, Action.RESTORE),
+            interruptible=(Action.CHECK, Action.PREPARE, Action.RESTORE),
             abortable=(Action.FREEZE, Action.DUMP, Action.SEND, Action.HAND_OVER),
         )
         self._actions: dict[Action, Callable[[], Awaitable[None]]] = {
             Action.CHECK: self._check,
             Action.PREPARE: self._prepare,
-            Action.DRAIN: self._drain,
             Action.FREEZE: self._freeze,
             Action.DUMP: self._dump,
             Action.SEND: self._send,
@@ -78,7 +77,6 @@ class Mover:
             Action.ABORT_RESTORE: self._abort_restore,
             Action.UNDO_HANDOVER: self._undo_handover,
             Action.THAW: self._thaw,
-            Action.UNDRAIN: self._undrain,
         }
         self.report = MoveReport(plan.move_id, plan.source.node, plan.target.node)
         self._places = Places(plan)
@@ -195,9 +193,6 @@ class Mover:
         self._copy = RestoringCopy(plan.target, places, ground.criu)
         self._stack.push_async_callback(self._copy.close)
         await self._copy.prepare()
-
-    async def _drain(self) -> None:
-        await self._ground.source.drain(timeout=self.plan.deadlines.drain)
 
     # -- while the workload stands ----------------------------------------------------------
 
@@ -321,6 +316,7 @@ class Mover:
         self.report.connections = len(handover.connections)
         self.report.rehomed = handover.rehomed
         self.report.replayed_packets = handover.replayed
+        self.report.remarks = handover.remarks
         self.report.handover_steps_ms = {
             step.action.value: (step.end - step.begin) * 1e3 for step in handover.steps
         }
@@ -349,9 +345,6 @@ class Mover:
         if self._frozen:
             self._ground.cgroup.thaw()
             self._frozen = False
-
-    async def _undrain(self) -> None:
-        await self._ground.source.undrain()
 
     async def _clean_up(self) -> None:
         """End what is still waiting, in the order that lets runc clean up after itself.
@@ -383,6 +376,8 @@ class Mover:
             Option.IMAGES_DIR_FD: -1,
             Option.LOG_LEVEL: _LOG_LEVEL,
             Option.TCP_CLOSE: 1,
+            # What waits to be accepted is no matter of CRIU's either.
+            Option.TCP_SKIP_IN_FLIGHT: 1,
             Option.NETWORK_LOCK: NetworkLock.SKIP,
         }
         if self._ground.one_cgroup:

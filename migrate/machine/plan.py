@@ -39,7 +39,6 @@ class Deadlines(_Part):
     """How long the parts of a move may take, in seconds."""
 
     prepare: Seconds = 20.0
-    drain: Seconds = 1.0
     freeze: Seconds = 5.0
     dump: Seconds = 30.0
     send: Seconds = 30.0

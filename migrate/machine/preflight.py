@@ -4,7 +4,6 @@ Every check raises ``RefusedError`` with one line: what was wanted, what was fou
 """
 
 import ctypes
-import ipaddress
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +18,11 @@ from mycoproxy.check import PROBES, Probe, examine
 from mycoproxy.check.criu import CriuBinary, find_criu
 from mycoproxy.errors import RefusedError
 from mycoproxy.namespaces import NamespaceWorker
-from mycoproxy.sockets import Task, tasks_of
+from mycoproxy.sockets import Task, take, tasks_of
 from mycoproxy.socktable import addresses_in_use
+from mycoproxy.tcp import refusal
 
 _TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
-_ESTABLISHED = 1  # include/net/tcp_states.h
 _IMAGE_ROOM = 64 << 20  # bytes, for what is not memory
 
 # What CRIU refuses to dump, by what /proc/PID/fd calls it.
@@ -74,18 +73,25 @@ def check_source(plan: MovePlan) -> tuple[Container, tuple[Task, ...], int]:
     return container, tasks, memory
 
 
-def check_connections(source_pod: NamespaceWorker) -> None:
-    """No connection has both its ends inside the workload. Raises ``RefusedError``."""
-    own = source_pod.call(_addresses)
-    for used in source_pod.call(addresses_in_use):
-        if used.remote is None or used.state != _ESTABLISHED:
-            continue
-        remote = wire_address(used.remote.address)
-        if remote in own or ipaddress.ip_address(remote).is_loopback:
-            raise RefusedError(
-                f"connection {used.local} -> {used.remote} has both ends inside the workload; "
-                "such pairs cannot be moved yet"
-            )
+def check_sockets(tasks: Iterable[Task], source_pod: NamespaceWorker) -> None:
+    """Every TCP socket of the tasks can be moved. Raises ``RefusedError``, which names the first
+    that cannot."""
+    source_pod.call(_check_sockets, tasks)
+
+
+def _check_sockets(tasks: Iterable[Task]) -> None:
+    with take(tasks) as sockets:
+        named = [
+            *((one.sock, one.names, one.local) for one in sockets.listeners),
+            *(
+                (one.sock, one.names, one.connection)
+                for one in (*sockets.connections, *sockets.closed)
+            ),
+        ]
+        for sock, names, what in named:
+            reason = refusal(sock)
+            if reason is not None:
+                raise RefusedError(f"{names[0]} ({what or 'not connected'}): {reason}")
 
 
 def check_target(plan: MovePlan, source_pod: NamespaceWorker, target_pod: NamespaceWorker) -> None:

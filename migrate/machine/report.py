@@ -12,7 +12,8 @@ PHASES = ("freeze", "dump", "send", "restore", "handover", "resume")
 class MoveReport:
     """Times are ``CLOCK_MONOTONIC`` seconds.
 
-    ``marks`` has the end of each phase by its name, and ``begin`` for the freeze's first moment.
+    ``marks`` has the end of each phase by its name, and
+    ``begin`` for the freeze's first moment. ``remarks``: what could not be kept of the connections.
     """
 
     move_id: str
@@ -25,6 +26,7 @@ class MoveReport:
     replayed_packets: int = 0
     memory_bytes: int = 0
     image_bytes: int = 0
+    remarks: tuple[str, ...] = ()
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -62,5 +64,6 @@ class MoveReport:
             "replayed_packets": self.replayed_packets,
             "memory_bytes": self.memory_bytes,
             "image_bytes": self.image_bytes,
+            "remarks": list(self.remarks),
             "warnings": self.warnings,
         }

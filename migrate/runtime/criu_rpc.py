@@ -46,6 +46,7 @@ class Option(IntEnum):
     MANAGE_CGROUPS = 24
     MANAGE_CGROUPS_MODE = 34
     TIMEOUT = 45
+    TCP_SKIP_IN_FLIGHT = 46
     TCP_CLOSE = 52
     NETWORK_LOCK = 64
     IMAGES_DIR = 68

@@ -8,7 +8,7 @@ one machine.
 from mycoproxy.handover.executor import Handover, HandoverError, Step
 from mycoproxy.handover.machine import TABLE, Action, Event, State
 from mycoproxy.handover.peer import LocalPeer
-from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target
+from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target, WentLive
 from mycoproxy.handover.source import LocalSource
 from mycoproxy.handover.target import LocalTarget
 
@@ -28,4 +28,5 @@ __all__ = [
     "State",
     "Step",
     "Target",
+    "WentLive",
 ]

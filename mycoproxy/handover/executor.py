@@ -53,6 +53,7 @@ class Handover:
         self.rehomed: list[Rehomed] = []
         self.steps: list[Step] = []
         self.replayed = 0
+        self.remarks: tuple[str, ...] = ()
         self._driver = Driver(
             TABLE,
             done=Event.DONE,
@@ -135,7 +136,8 @@ class Handover:
     async def _go_live(self) -> None:
         failures: list[Exception] = []
         lost = await self._lost((self._source, *self._peers), failures)
-        self.replayed = await self._target.go_live(lost)
+        live = await self._target.go_live(lost)
+        self.replayed, self.remarks = live.delivered, live.remarks
         if failures:
             raise failures[0]
 
@@ -152,11 +154,11 @@ class Handover:
         return lost
 
     async def _rehome(self) -> None:
-        names = [connection.four_tuple for connection in self.connections]
-        rehoming = (peer.rehome(self.connections, self._addresses) for peer in self._peers)
+        travelling = [one for one in self.connections if one.has_path(self._addresses)]
+        rehoming = (peer.rehome(travelling, self._addresses) for peer in self._peers)
         for done in await _all(*rehoming):
             self.rehomed += done
-        left = unreached(names, self.rehomed, self._addresses)
+        left = unreached([one.four_tuple for one in travelling], self.rehomed, self._addresses)
         if left:
             others = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise MycoError(

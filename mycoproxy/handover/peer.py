@@ -53,7 +53,8 @@ class LocalPeer:
         self._rebound: list[Rebound] = []
         self._moves: list[Move] = []
         self._lost: list[Segment] = []
-        self._todo: dict[FourTuple, _Todo] | None = None
+        self._surveyed: set[FourTuple] = set()
+        self._todo: dict[FourTuple, _Todo] = {}
         self._tap: Tap | None = None
 
     async def prepare(self) -> None:
@@ -76,11 +77,11 @@ class LocalPeer:
         await self._worker.run(self._survey, connections, addresses)
 
     def _survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
+        self._surveyed.update(connections)
         entries = self._conntrack.find(connections)
         clients_here = self._clients_here(connections)
-        self._todo = {}
         for connection in connections:
-            new_address = new_local_address(connection, addresses)
+            new_address = moved_address(connection.local.address, addresses)
             entry = entries.get(connection)
             path = choose_path(
                 connection,
@@ -100,9 +101,10 @@ class LocalPeer:
     def _rehome(
         self, connections: Sequence[Connection], addresses: Mapping[str, str]
     ) -> Sequence[Rehomed]:
-        if self._todo is None:
-            self._survey([connection.four_tuple for connection in connections], addresses)
-        todo = self._todo or {}
+        names = {connection.four_tuple for connection in connections}
+        # Those that came after the survey.
+        self._survey(sorted(names - self._surveyed), addresses)
+        todo = {name: one for name, one in self._todo.items() if name in names}
         moves = [
             Move(name, one.new_address) for name, one in todo.items() if one.path is Path.TRANSLATE
         ]
@@ -200,9 +202,9 @@ class LocalPeer:
         self._sockets.close()
 
 
-def new_local_address(connection: FourTuple, addresses: Mapping[str, str]) -> str:
-    """The workload's address after the move; the old one if it is not among those that change."""
-    old = wire_address(connection.local.address)
+def moved_address(address: str, addresses: Mapping[str, str]) -> str:
+    """An address after the move, as it is in packets; the same if it is not one that changes."""
+    old = wire_address(address)
     return addresses.get(old, old)
 
 
@@ -220,7 +222,8 @@ def unreached(
         connection
         for connection in connections
         if not led[connection]
-        and new_local_address(connection, addresses) != wire_address(connection.local.address)
+        and moved_address(connection.local.address, addresses)
+        != wire_address(connection.local.address)
     ]
 
 

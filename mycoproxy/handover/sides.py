@@ -6,27 +6,59 @@ Every method is called in the order in which the state machine names its action,
 method may be called after a step that was done in part, or not at all.
 """
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mycoproxy.addresses import FourTuple
+from mycoproxy.addresses import FourTuple, wire_address
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
-from mycoproxy.tcp import Segment, TcpState
+from mycoproxy.tcp import Segment, TcpConnectionState, TcpState
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection out of the source: what its socket is called in the workload, and its state."""
+    """A connection out of the source: what its socket is called in the workload, and its state.
+
+    One that no task had accepted has no name, but that of its ``listener``; ``handshake``: its
+    client may not know yet that it is open.
+    """
 
     names: tuple[DescriptorName, ...]
     state: TcpState
+    listener: tuple[DescriptorName, ...] = ()
+    handshake: bool = False
 
     @property
     def four_tuple(self) -> FourTuple:
         """Its name on the source."""
-        return FourTuple(self.state.local, self.state.remote)
+        return self.state.connection
+
+    def has_path(self, addresses: Mapping[str, str]) -> bool:
+        """Do packets of it travel, so that somebody may have to lead them to the new address?
+
+        Not if it has ended, begins anew (SYN_SENT), or has both its ends in the workload.
+        """
+        return self.state.state not in _NO_PATH and not is_inside(self.four_tuple, addresses)
+
+
+_NO_PATH = (TcpConnectionState.CLOSE, TcpConnectionState.SYN_SENT)
+
+
+def is_inside(connection: FourTuple, addresses: Mapping[str, str]) -> bool:
+    """Has it both its ends in the workload, whose old addresses are the keys of ``addresses``?"""
+    local, remote = (wire_address(end.address) for end in connection)
+    return remote == local or remote in addresses or ipaddress.ip_address(remote).is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class WentLive:
+    """How many segments were delivered that were dropped meanwhile, and what could not be kept of
+    the connections, in words."""
+
+    delivered: int
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +73,19 @@ class Rehomed:
 class Source(Protocol):
     """The node that the workload leaves."""
 
-    async def hold(self) -> Sequence[FourTuple]:
-        """Drop the connections' packets from now on, both directions; returns their names."""
+    async def hold(self) -> None:
+        """Drop the connections' packets from now on, both directions, and keep new ones out."""
 
     async def capture(self) -> Sequence[Connection]:
-        """Take every connection's state. The sockets stay behind in repair mode."""
+        """Take every connection's state. The sockets stay behind in repair mode; what nobody had
+        accepted is taken out of its accept queue."""
 
     async def lost_segments(self) -> Sequence[Segment]:
         """What came in during the hold and is in no captured state."""
 
     async def resume(self) -> None:
-        """Undo ``capture``: the sockets go on as they were. What they say at once has to get out,
-        so the hold on them ends here already."""
+        """Undo ``capture``: the sockets go on as they were, the accept queues are filled again.
+        What they say at once has to get out, so the hold on them ends here already."""
 
     async def release_hold(self, lost: Sequence[Segment]) -> None:
         """Undo ``hold``; what came in meanwhile is delivered, and ``lost``, which peers kept."""
@@ -87,11 +120,11 @@ class Target(Protocol):
     ) -> None:
         """Put every connection into its restored socket, which stays in repair mode."""
 
-    async def go_live(self, lost: Sequence[Segment]) -> int:
+    async def go_live(self, lost: Sequence[Segment]) -> WentLive:
         """Lift the shield, leave repair mode, and deliver what was lost meanwhile.
 
-        ``lost`` has the connections' names on the source. Returns how many were delivered, with
-        those that the shield itself had kept away.
+        ``lost`` has the connections' names on the source. What the shield itself has kept away is
+        delivered as well.
         """
 
     async def discard(self) -> None:

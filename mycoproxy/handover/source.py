@@ -1,18 +1,17 @@
 """The source of a handover in a network namespace of this machine."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mycoproxy.addresses import FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.sides import Connection
+from mycoproxy.handover.waiting import WaitingConnections, is_covered
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
 from mycoproxy.sockets import HeldSocket, HeldSockets, take, tasks_of
-from mycoproxy.socktable import addresses_in_use
 from mycoproxy.tcp import (
     Segment,
     Tap,
@@ -23,9 +22,6 @@ from mycoproxy.tcp import (
     resume,
 )
 
-_SYN_RECV = 3  # include/net/tcp_states.h
-_POLL = 0.001  # seconds
-
 
 class SourceError(MycoError):
     """The source's connections cannot be handed over."""
@@ -34,15 +30,14 @@ class SourceError(MycoError):
 @dataclass(slots=True)
 class _Taken:
     held: HeldSocket
-    name: FourTuple
     state: TcpState | None = None
 
 
 class LocalSource:
     """The workload's connections where it still is.
 
-    ``prepare`` and ``drain`` while it runs, ``collect`` once it is frozen, then the handover;
-    ``silence`` before its tasks are killed, ``close`` in the end.
+    ``prepare`` while it runs, ``collect`` once it is frozen, then the handover; ``silence`` before
+    its tasks are killed, ``close`` in the end.
     """
 
     def __init__(self, worker: NamespaceWorker, init_pid: int, move: str) -> None:
@@ -53,8 +48,9 @@ class LocalSource:
         self._nft: Nft
         self._hold: Hold
         self._shield: Shield
-        self._sockets: HeldSockets | None = None
+        self._sockets = HeldSockets()
         self._taken: list[_Taken] = []
+        self._waiting = WaitingConnections([])
         self._tap: Tap | None = None
 
     async def prepare(self) -> None:
@@ -68,71 +64,36 @@ class LocalSource:
         self._hold.install()
         self._shield = Shield(self._nft, self._move)
 
-    async def drain(self, *, timeout: float) -> None:
-        """Let no new connection in, and wait until every listener's accept queue is empty.
-
-        A connection that no task has accepted belongs to no descriptor, and would be lost. Raises
-        ``SourceError`` if the queues are not empty after ``timeout`` seconds.
-        """
-        await self._worker.run(self._drain, timeout)
-
-    def _drain(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        with take(tasks_of(self._init_pid)) as sockets:
-            listeners = [(one.local, one) for one in sockets.listeners]
-            for held in (*sockets.connections, *sockets.closed):
-                held.sock.close()  # ours must not keep one open that the task closes
-            self._hold.hold_new([local for local, _ in listeners])
-            while True:
-                waiting = {
-                    local: listener.accept_queue
-                    for local, listener in listeners
-                    if listener.accept_queue
-                }
-                handshakes = [one for one in addresses_in_use() if one.state == _SYN_RECV]
-                if not waiting and not handshakes:
-                    return
-                if time.monotonic() > deadline:
-                    where = next(iter(waiting), None) or handshakes[0].local
-                    raise SourceError(
-                        f"connections wait at {where} and are not accepted within {timeout:g} s; "
-                        "a connection in an accept queue cannot be moved yet"
-                    )
-                time.sleep(_POLL)
-
-    async def undrain(self) -> None:
-        """Let new connections in again."""
-        if self._opened:
-            await self._worker.run(self._hold.release_new)
-
     async def collect(self) -> Sequence[FourTuple]:
-        """Take a duplicate of every connection's socket. The tasks must stand.
+        """Take a duplicate of every socket. The tasks must stand.
 
-        Returns the connections' names. Raises ``SourceError`` for a connection that cannot be
-        moved, by name.
+        Returns the names of the connections that there are now; some may come until ``capture``.
         """
         return await self._worker.run(self._collect)
 
     def _collect(self) -> Sequence[FourTuple]:
         self._sockets = take(tasks_of(self._init_pid))
-        for held in self._sockets.connections:
-            if held.connection is None or held.state != TcpConnectionState.ESTABLISHED:
-                name = held.connection or held.names[0]
-                state = TcpConnectionState(held.state).name
-                raise SourceError(f"connection {name} is in state {state}; only ESTABLISHED moves")
-            self._taken.append(_Taken(held, held.connection))
-        return [taken.name for taken in self._taken]
+        for held in (*self._sockets.connections, *self._sockets.closed):
+            self._taken.append(_Taken(held))
+        self._waiting = WaitingConnections(self._sockets.listeners)
+        return [*self._names(), *self._waiting.watch()]
 
-    async def hold(self) -> Sequence[FourTuple]:
+    def _names(self) -> list[FourTuple]:
+        return [one.held.connection for one in self._taken if one.held.connection is not None]
+
+    async def hold(self) -> None:
         """See ``Source``."""
-        return await self._worker.run(self._hold_all)
+        await self._worker.run(self._hold_all)
 
-    def _hold_all(self) -> Sequence[FourTuple]:
-        names = [taken.name for taken in self._taken]
+    def _hold_all(self) -> None:
+        listening = [one.local for one in self._sockets.listeners]
         # Ahead of the hold: the tap sees what netfilter drops.
-        self._tap = Tap()
-        self._hold.hold(names)
-        return names
+        self._tap = Tap(outgoing=True)
+        if listening:
+            self._hold.hold_new(listening)
+            self._waiting.learn(self._tap)
+        others = [name for name in self._names() if not is_covered(name.local, listening)]
+        self._hold.hold(others, listeners=listening)
 
     async def capture(self) -> Sequence[Connection]:
         """See ``Source``."""
@@ -141,8 +102,13 @@ class LocalSource:
     def _capture(self) -> Sequence[Connection]:
         connections = []
         for taken in self._taken:
-            taken.state = capture(taken.held.sock)
-            connections.append(Connection(taken.held.names, taken.state))
+            taken.state = state = capture(taken.held.sock)
+            if state.state is not TcpConnectionState.CLOSE or state.shut_down:
+                connections.append(Connection(taken.held.names, state))
+        connections += [
+            Connection((), one.state, listener=one.listener.names, handshake=one.handshake)
+            for one in self._waiting.take()
+        ]
         return connections
 
     async def lost_segments(self) -> Sequence[Segment]:
@@ -151,15 +117,15 @@ class LocalSource:
 
     def _lost_segments(self) -> Sequence[Segment]:
         states = [taken.state for taken in self._taken if taken.state is not None]
-        return self._tap.lost(states) if self._tap is not None else ()
+        return self._tap.lost([*states, *self._waiting.states]) if self._tap is not None else ()
 
     async def resume(self) -> None:
         """See ``Source``."""
         await self._worker.run(self._resume)
 
     def _resume(self) -> None:
-        self._hold.let_go([taken.name for taken in self._taken])
-        failures: list[Exception] = []
+        failures = self._waiting.put_back()
+        self._let_go()
         for taken in self._taken:
             if taken.state is not None:
                 try:
@@ -174,8 +140,14 @@ class LocalSource:
         await self._worker.run(self._release_hold, lost)
 
     def _release_hold(self, lost: Sequence[Segment]) -> None:
-        self._hold.let_go([taken.name for taken in self._taken])
-        inject([*self._lost_segments(), *lost])
+        self._let_go()
+        found = self._lost_segments()
+        self._waiting.announce()
+        inject([*found, *lost])
+
+    def _let_go(self) -> None:
+        self._hold.let_go(self._names())
+        self._hold.let_go_listeners()
 
     async def silence(self) -> None:
         """Let nothing out of the namespace any more, whatever becomes of its sockets.
@@ -194,7 +166,7 @@ class LocalSource:
         self._opened = False
         if self._tap is not None:
             self._tap.close()
-        if self._sockets is not None:
-            self._sockets.close()
+        self._waiting.close()
+        self._sockets.close()
         self._hold.release()
         self._nft.close()

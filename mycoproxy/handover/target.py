@@ -2,20 +2,37 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
-from mycoproxy.handover.peer import new_local_address
-from mycoproxy.handover.sides import Connection
+from mycoproxy.handover.peer import moved_address
+from mycoproxy.handover.sides import Connection, WentLive, is_inside
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
-from mycoproxy.sockets import HeldSocket, HeldSockets, match, take, tasks_of
-from mycoproxy.tcp import Segment, Tap, TcpState, abort, establish, inject, release
+from mycoproxy.sockets import (
+    DescriptorName,
+    HeldSocket,
+    HeldSockets,
+    Listener,
+    match,
+    take,
+    tasks_of,
+)
+from mycoproxy.tcp import Segment, Tap, TcpState, abort, accept_queue, establish, inject, release
 
 
 class TargetError(MycoError):
     """The copy has not the sockets that the source has."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """What is to wait at one listener, in order."""
+
+    names: tuple[DescriptorName, ...]
+    connections: tuple[Connection, ...]
 
 
 class LocalTarget:
@@ -33,7 +50,10 @@ class LocalTarget:
         self._shield: Shield
         self._collecting: Future[HeldSockets] | None = None
         self._established: list[tuple[HeldSocket, TcpState]] = []
+        self._waiting: list[TcpState] = []
+        self._handshakes: list[TcpState] = []
         self._new_names: dict[FourTuple, FourTuple] = {}
+        self._remarks: list[str] = []
         self._tap: Tap | None = None
 
     async def prepare(self) -> None:
@@ -64,7 +84,9 @@ class LocalTarget:
     def _establish(self, connections: Sequence[Connection], addresses: Mapping[str, str]) -> None:
         if self._collecting is None:
             raise TargetError("the copy's sockets were not collected")
-        matching = match(connections, self._collecting.result().closed)
+        sockets = self._collecting.result()
+        accepted = [one for one in connections if not one.listener]
+        matching = match(accepted, sockets.closed)
         if matching.missing:
             names = ", ".join(str(name) for name in matching.missing[:3])
             raise TargetError(
@@ -72,16 +94,37 @@ class LocalTarget:
                 f"connections ({names}): CRIU did not restore them with tcp-close"
             )
         for connection, held in matching.pairs:
-            state = connection.state.moved_to(local=_new_local(connection, addresses))
+            state = self._moved(connection, addresses)
             establish(held.sock, state)
             self._established.append((held, state))
-            self._new_names[connection.four_tuple] = state.connection
+        for queue, listener in _match_listeners(connections, sockets.listeners):
+            self._put(queue, listener, addresses)
 
-    async def go_live(self, lost: Sequence[Segment]) -> int:
+    def _put(self, queue: _Queue, listener: Listener, addresses: Mapping[str, str]) -> None:
+        states = [self._moved(connection, addresses) for connection in queue.connections]
+        self._waiting += states
+        agreed = accept_queue.put(listener.sock, states)
+        for connection, before, after in zip(queue.connections, states, agreed, strict=True):
+            if connection.handshake:
+                self._handshakes.append(after)
+            if before.negotiated.timestamps is not None and after.negotiated.timestamps is None:
+                self._remarks.append(f"{after.connection}: goes on without TCP timestamps")
+
+    def _moved(self, connection: Connection, addresses: Mapping[str, str]) -> TcpState:
+        state = connection.state.moved_to(
+            local=_moved_end(connection.state.local, addresses),
+            remote=_moved_end(connection.state.remote, addresses)
+            if is_inside(connection.four_tuple, addresses)
+            else None,
+        )
+        self._new_names[connection.four_tuple] = state.connection
+        return state
+
+    async def go_live(self, lost: Sequence[Segment]) -> WentLive:
         """See ``Target``. Every connection is let live, also if one fails."""
         return await self._worker.run(self._go_live, lost)
 
-    def _go_live(self, lost: Sequence[Segment]) -> int:
+    def _go_live(self, lost: Sequence[Segment]) -> WentLive:
         failures: list[Exception] = []
         try:
             self._shield.lift()
@@ -89,11 +132,12 @@ class LocalTarget:
             failures.append(error)
         for held, state in self._established:
             try:
-                release(held.sock, state)
+                self._remarks += release(held.sock, state)
             except (MycoError, OSError) as error:
                 failures.append(error)
-        states = [state for _, state in self._established]
+        states = [state for _, state in self._established] + self._waiting
         try:
+            accept_queue.announce(self._handshakes)
             elsewhere = [
                 segment.moved_to(self._new_names[segment.connection])
                 for segment in lost
@@ -105,10 +149,10 @@ class LocalTarget:
             failures.append(error)
         if failures:
             raise TargetError("; ".join(str(failure) for failure in failures))
-        return delivered
+        return WentLive(delivered, tuple(self._remarks))
 
     async def discard(self) -> None:
-        """See ``Target``."""
+        """See ``Target``. What waits at the copy's listeners goes with them, under the shield."""
         await self._worker.run(self._discard)
 
     def _discard(self) -> None:
@@ -137,9 +181,24 @@ class LocalTarget:
         self._nft.close()
 
 
-def _new_local(connection: Connection, addresses: Mapping[str, str]) -> Endpoint:
-    """The workload's end after the move, in the text form that the socket's family wants."""
-    old = connection.state.local
-    new = new_local_address(connection.four_tuple, addresses)
-    mapped = ":" in old.address and ":" not in new
-    return Endpoint(f"::ffff:{new}" if mapped else new, old.port)
+def _match_listeners(
+    connections: Sequence[Connection], listeners: Sequence[Listener]
+) -> list[tuple[_Queue, Listener]]:
+    waiting: dict[tuple[DescriptorName, ...], list[Connection]] = {}
+    for connection in connections:
+        if connection.listener:
+            waiting.setdefault(connection.listener, []).append(connection)
+    queues = [_Queue(names, tuple(found)) for names, found in waiting.items()]
+    matching = match(queues, listeners)
+    if matching.missing:
+        raise TargetError(
+            f"the copy has no listening socket {matching.missing[0]}, at which connections wait"
+        )
+    return list(matching.pairs)
+
+
+def _moved_end(end: Endpoint, addresses: Mapping[str, str]) -> Endpoint:
+    """An end of the workload after the move, in the text form that the socket's family wants."""
+    new = moved_address(end.address, addresses)
+    mapped = ":" in end.address and ":" not in new
+    return Endpoint(f"::ffff:{new}" if mapped else new, end.port)

@@ -22,8 +22,6 @@ from mycoproxy.netfilter.abi import PRIORITY_HOLD
 from mycoproxy.netfilter.elements import SetChange, endpoint_key, on_the_wire, pair_key, port_key
 from mycoproxy.netfilter.nft import Nft
 
-_TCP = b"\x06"
-
 # A connection stands in a set once, as (workload's end, peer's end); two rules look it up, one for
 # each direction. SYNs of new connections: inbound SYN and outbound SYN-ACK; the workload's own
 # connects (outbound SYN, inbound SYN-ACK) are let through.
@@ -34,7 +32,9 @@ table inet {table} {{
     set new4 {{ type ipv4_addr . inet_service; }}
     set new6 {{ type ipv6_addr . inet_service; }}
     set newport {{ type inet_service; }}
-    set newany {{ type inet_proto; }}
+    set at4 {{ type ipv4_addr . inet_service; }}
+    set at6 {{ type ipv6_addr . inet_service; }}
+    set atport {{ type inet_service; }}
     chain flows {{
         ip saddr . tcp sport . ip daddr . tcp dport @flows4 drop
         ip daddr . tcp dport . ip saddr . tcp sport @flows4 drop
@@ -42,13 +42,11 @@ table inet {table} {{
         ip6 daddr . tcp dport . ip6 saddr . tcp sport @flows6 drop
     }}
     chain syn {{
-        meta l4proto @newany drop
         tcp dport @newport drop
         ip daddr . tcp dport @new4 drop
         ip6 daddr . tcp dport @new6 drop
     }}
     chain synack {{
-        meta l4proto @newany drop
         tcp sport @newport drop
         ip saddr . tcp sport @new4 drop
         ip6 saddr . tcp sport @new6 drop
@@ -56,12 +54,18 @@ table inet {table} {{
     chain prerouting {{
         type filter hook prerouting priority {priority}; policy accept;
         meta mark {played} accept
+        tcp dport @atport drop
+        ip daddr . tcp dport @at4 drop
+        ip6 daddr . tcp dport @at6 drop
         meta l4proto tcp jump flows
         tcp flags & (fin | syn | rst | ack) == syn jump syn
     }}
     chain output {{
         type filter hook output priority {priority}; policy accept;
         meta mark {played} accept
+        tcp sport @atport drop
+        ip saddr . tcp sport @at4 drop
+        ip6 saddr . tcp sport @at6 drop
         meta l4proto tcp jump flows
         tcp flags & (fin | syn | rst | ack) == syn | ack jump synack
     }}
@@ -104,16 +108,22 @@ class Hold:
         )
         self._held.clear()
 
-    def hold(self, flows: Iterable[FourTuple]) -> list[FourTuple]:
+    def hold(
+        self, flows: Iterable[FourTuple], *, listeners: Iterable[Endpoint] = ()
+    ) -> list[FourTuple]:
         """Drop the packets of these connections from now on, both directions, all at once.
 
         ``local`` and ``remote`` are as the packets have them in this namespace; either may be
-        either. Returns those that were not held before.
-        Raises ``NetfilterError`` (ENOENT: not installed).
+        either. Of ``listeners``, which are local endpoints here, every packet is dropped, whoever
+        is at the other end: for what is not known by name (connections that nobody has accepted,
+        handshakes), and because it is quicker than naming thousands. Returns the flows that were
+        not held before. Raises ``NetfilterError`` (ENOENT: not installed).
         """
         wanted = {flow_element(flow): flow for flow in flows}
         new = {element: flow for element, flow in wanted.items() if element not in self._held}
-        self._nft.change(self.table, _changes(new, delete=False))
+        self._nft.change(
+            self.table, [*_changes(new, delete=False), *_listener_changes("at", listeners)]
+        )
         self._held |= new.keys()
         return list(new.values())
 
@@ -123,30 +133,26 @@ class Hold:
         self._nft.change(self.table, _changes(wanted, delete=True))
         self._held -= wanted
 
-    def hold_new(self, ports: Iterable[Endpoint] | None = None) -> None:
-        """Drop SYNs to these local endpoints, so that their accept queues can empty.
+    def hold_new(self, ports: Iterable[Endpoint]) -> None:
+        """Drop SYNs to these local endpoints.
 
         An unspecified address (``0.0.0.0``, ``::``) stands for every address of its port, as it
-        does for a listener. Without ``ports``: SYNs to anything local. The client's kernel sends
-        its SYN again after one second.
+        does for a listener. The client's kernel sends its SYN again after one second.
         """
-        if ports is None:
-            changes = [SetChange("newany", [_TCP])]
-        else:
-            keys: dict[str, set[bytes]] = {}
-            for endpoint in ports:
-                set_name, key = listener_element(endpoint)
-                keys.setdefault(set_name, set()).add(key)
-            changes = [SetChange(set_name, sorted(found)) for set_name, found in keys.items()]
-        self._nft.change(self.table, changes)
+        self._nft.change(self.table, _listener_changes("new", ports))
 
     def release_new(self) -> None:
         """Let SYNs in again. May be called again, and without ``install``."""
         if self._nft.has_table(self.table):
             self._nft.change(
                 self.table,
-                [SetChange(name, delete=True) for name in ("new4", "new6", "newport", "newany")],
+                [SetChange(name, delete=True) for name in ("new4", "new6", "newport")],
             )
+
+    def let_go_listeners(self) -> None:
+        """Let the packets of all listeners pass again, SYNs too; what is held by name stays so."""
+        names = ("at4", "at6", "atport", "new4", "new6", "newport")
+        self._nft.change(self.table, [SetChange(name, delete=True) for name in names])
 
     def release(self) -> None:
         """Let everything go, and remove the table. May be called again, also after a crash."""
@@ -160,16 +166,25 @@ def flow_element(flow: FourTuple) -> tuple[str, bytes]:
     return "flows6" if ":" in local.address else "flows4", pair_key(local, remote)
 
 
-def listener_element(endpoint: Endpoint) -> tuple[str, bytes]:
-    """The set and the key that a listener has in a hold."""
-    if ipaddress.ip_address(wire_address(endpoint.address)).is_unspecified:
-        return "newport", port_key(endpoint.port)
+def listener_element(kind: str, endpoint: Endpoint) -> tuple[str, bytes]:
+    """The set and the key that a listener has in a hold; ``kind`` is ``new`` or ``at``."""
+    if is_unspecified(endpoint):
+        return f"{kind}port", port_key(endpoint.port)
     local = on_the_wire(endpoint)
-    return f"new{local.version}", endpoint_key(local)
+    return f"{kind}{local.version}", endpoint_key(local)
+
+
+def is_unspecified(endpoint: Endpoint) -> bool:
+    """Does the endpoint stand for every address of its port?"""
+    return ipaddress.ip_address(wire_address(endpoint.address)).is_unspecified
+
+
+def _listener_changes(kind: str, listeners: Iterable[Endpoint]) -> list[SetChange]:
+    return _changes((listener_element(kind, endpoint) for endpoint in listeners), delete=False)
 
 
 def _changes(elements: Iterable[tuple[str, bytes]], *, delete: bool) -> list[SetChange]:
     by_set: dict[str, list[bytes]] = {}
-    for set_name, key in elements:
+    for set_name, key in dict.fromkeys(elements):
         by_set.setdefault(set_name, []).append(key)
     return [SetChange(set_name, keys, delete=delete) for set_name, keys in by_set.items()]

@@ -2,12 +2,15 @@
 
 A packet that comes to the target before its socket is established is answered by the kernel with
 a reset, and so is the restored socket's first probe if its path is not re-homed yet. Neither may
-happen; so all of the namespace is cut off, except its loopback.
+happen; so all of the namespace is cut off. So is TCP over its loopback: the two ends of a
+connection inside the workload are established one after the other, and what is played to a listener
+(``marks.PLAYED``, which passes) must not be answered by the other end, if that is there already.
 
 Neighbour discovery passes: it is what ARP is to IPv4 (which nftables' inet family never sees), and
 without it IPv6 addresses would only begin to resolve once the shield is lifted.
 """
 
+from mycoproxy.marks import PLAYED
 from mycoproxy.netfilter.abi import PRIORITY_HOLD
 from mycoproxy.netfilter.hold import table_name
 from mycoproxy.netfilter.nft import Nft
@@ -18,12 +21,14 @@ delete table inet {table}
 table inet {table} {{
     chain prerouting {{
         type filter hook prerouting priority {priority}; policy drop;
-        iif lo accept
+        meta mark {played} accept
+        iif lo meta l4proto != tcp accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
     }}
     chain output {{
         type filter hook output priority {priority}; policy drop;
-        oif lo accept
+        meta mark {played} accept
+        oif lo meta l4proto != tcp accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
     }}
 }}
@@ -38,11 +43,11 @@ class Shield:
         self._nft = nft
 
     def raise_(self) -> None:
-        """Cut the namespace off, in and out, except loopback. May be called again.
+        """Cut the namespace off, in and out. May be called again.
 
         Raises ``NftError``.
         """
-        self._nft.run(_RULESET.format(table=self.table, priority=PRIORITY_HOLD))
+        self._nft.run(_RULESET.format(table=self.table, priority=PRIORITY_HOLD, played=PLAYED))
 
     def lift(self) -> None:
         """Let packets pass again, and leave nothing behind. May be called again."""

@@ -30,6 +30,10 @@ from mycoproxy.tcp.state import FIN_RECEIVED, FIN_SENT, Negotiated, TcpState, Wi
 
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
+# tcp_sock_set_maxseg, net/ipv4/tcp.c: TCP_MIN_MSS and MAX_TCP_WINDOW
+_SMALLEST_MAXSEG = 88
+_LARGEST_MAXSEG = 32767
+
 _KNOWN = (FIN_SENT | FIN_RECEIVED) | {
     TcpConnectionState.ESTABLISHED,
     TcpConnectionState.SYN_SENT,
@@ -92,7 +96,9 @@ def establish(
         fin = wanted.state is TcpConnectionState.FIN_WAIT2
         repair.set_queue_sequence(sock, (wanted.send.una - fin) % SEQUENCE_SPACE)
         step = f"set the segment size {wanted.negotiated.mss_clamp}"
-        sock.setsockopt(_TCP, abi.TCP_MAXSEG, wanted.negotiated.mss_clamp)
+        # Loopback negotiates more than may be asked for; TCP_REPAIR_OPTIONS takes it.
+        segment_size = max(_SMALLEST_MAXSEG, min(wanted.negotiated.mss_clamp, _LARGEST_MAXSEG))
+        sock.setsockopt(_TCP, abi.TCP_MAXSEG, segment_size)
         step = f"connect to {wanted.remote} (a route must exist)"
         sock.connect(wanted.remote)
         step = "set the negotiated options"

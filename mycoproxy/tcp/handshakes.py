@@ -12,7 +12,8 @@ A listener with TCP_DEFER_ACCEPT keeps requests this way until their first data 
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
 
 from mycoproxy.addresses import FourTuple
@@ -60,15 +61,16 @@ def learn(requests: Iterable[FourTuple], tap: Tap) -> list[Handshake]:
     return list(found.values())
 
 
-def complete(listener: socket.socket, handshakes: Iterable[Handshake]) -> None:
-    """Play the client's last segment: the connections come into the listener's accept queue.
+def complete(listeners: Iterable[socket.socket], handshakes: Sequence[Handshake]) -> None:
+    """Play the clients' last segments: the connections come into their listeners' accept queues.
 
     Under the hold, on a thread of the network namespace. Raises ``TcpError``, ``OSError``.
     """
-    deferred = listener.getsockopt(_TCP, socket.TCP_DEFER_ACCEPT)
-    if deferred:
-        listener.setsockopt(_TCP, socket.TCP_DEFER_ACCEPT, 0)
-    try:
+    if not handshakes:
+        return
+    with ExitStack() as deferring:
+        for listener in listeners:
+            deferring.enter_context(_without_deferring(listener))
         inject(
             segment(
                 on_the_wire(one.connection),
@@ -80,9 +82,19 @@ def complete(listener: socket.socket, handshakes: Iterable[Handshake]) -> None:
             )
             for one in handshakes
         )
+
+
+@contextmanager
+def _without_deferring(listener: socket.socket) -> Iterator[None]:
+    deferred = listener.getsockopt(_TCP, socket.TCP_DEFER_ACCEPT)
+    if not deferred:
+        yield
+        return
+    listener.setsockopt(_TCP, socket.TCP_DEFER_ACCEPT, 0)
+    try:
+        yield
     finally:
-        if deferred:
-            listener.setsockopt(_TCP, socket.TCP_DEFER_ACCEPT, deferred)
+        listener.setsockopt(_TCP, socket.TCP_DEFER_ACCEPT, deferred)
 
 
 def _reversed(name: FourTuple) -> FourTuple:

@@ -20,9 +20,11 @@ before its shield, on a peer node that holds); capture, re-home, establish, lift
 ``release``; then ``inject`` what ``lost`` returns. After a rollback, the same on the source.
 """
 
+import ctypes
 import socket
+import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -47,6 +49,27 @@ _SOL_PACKET: Final = 263  # include/linux/socket.h
 _PACKET_STATISTICS: Final = 6  # include/uapi/linux/if_packet.h
 _PACKET_IGNORE_OUTGOING: Final = 23  # include/uapi/linux/if_packet.h, Linux 4.20
 
+_SO_ATTACH_FILTER: Final = 26  # include/uapi/asm-generic/socket.h
+
+# Classic BPF (include/uapi/linux/filter.h), on a packet without its link header: (operation, jump if
+# true, jump if false, operand). IPv6 extension headers are not followed.
+_ONLY_SYN: Final = (
+    (0x30, 0, 0, 0),  # load byte 0
+    (0x74, 0, 0, 4),  # >> 4: the version
+    (0x15, 0, 4, 4),  # IPv4, or on to IPv6
+    (0x30, 0, 0, 9),  # protocol
+    (0x15, 0, 7, socket.IPPROTO_TCP),
+    (0xB1, 0, 0, 0),  # X = length of the header
+    (0x05, 0, 0, 3),  # to "load flags of IPv4"
+    (0x30, 0, 0, 6),  # next header
+    (0x15, 0, 3, socket.IPPROTO_TCP),
+    (0x01, 0, 0, 40),  # X = length of the IPv6 header
+    (0x50, 0, 0, 13),  # load byte X + 13: flags
+    (0x45, 1, 0, SYN),
+    (0x06, 0, 0, 0),  # none of it
+    (0x06, 0, 0, 0xFFFFFFFF),  # all of it
+)
+
 _TAP_BUFFER: Final = 64 * 1024 * 1024
 _LARGEST_PACKET: Final = 1 << 17
 
@@ -54,14 +77,16 @@ _LARGEST_PACKET: Final = 1 << 17
 class Tap:
     """Copies every TCP packet that arrives in the calling thread's network namespace.
 
-    From construction to ``close``, up to 64 MiB. With ``outgoing`` also what the namespace sends.
-    Call it on the namespace's worker; needs CAP_NET_RAW. Raises ``OSError``.
+    From construction to ``close``, up to 64 MiB. With ``outgoing`` also what the namespace sends;
+    with ``only_syn`` only segments with that flag, so that it can stay open for long. Call it on the namespace's worker; needs CAP_NET_RAW. Raises ``OSError``.
     """
 
-    def __init__(self, *, outgoing: bool = False) -> None:
+    def __init__(self, *, outgoing: bool = False, only_syn: bool = False) -> None:
         everything = socket.htons(_ETH_P_ALL)
         self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, everything)
         try:
+            if only_syn:
+                _attach_filter(self._sock, _ONLY_SYN)
             self._sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, int(not outgoing))
             self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _TAP_BUFFER // 2)
             self._sock.setblocking(False)
@@ -113,6 +138,17 @@ class Tap:
         """Packets that did not fit, since the last call (struct tpacket_stats)."""
         stats = self._sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         return int.from_bytes(stats[4:], sys.byteorder)
+
+
+def _attach_filter(sock: socket.socket, program: Sequence[tuple[int, int, int, int]]) -> None:
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code)
+    # struct sock_fprog
+    sock.setsockopt(
+        socket.SOL_SOCKET,
+        _SO_ATTACH_FILTER,
+        struct.pack("@HP", len(program), ctypes.addressof(buffer)),
+    )
 
 
 def inject(segments: Iterable[Segment]) -> int:

@@ -133,14 +133,6 @@ def test_a_plan_with_a_field_that_does_not_exist(planned: Planned) -> None:
     assert_refused(planned, planned.move(), "plan.yaml", "source.colour", status=2)
 
 
-def test_a_connection_with_both_ends_inside_the_workload(planned: Planned) -> None:
-    with (
-        NamespaceWorker(planned.source.netns) as worker,
-        worker.call(socket.create_connection, ("127.0.0.1", 6379)),
-    ):
-        assert_refused(planned, planned.move(), "both ends inside the workload")
-
-
 def test_a_user_who_is_not_root(planned: Planned) -> None:
     """In a child: a user that is not root may not even look into this test's directories."""
     status, said = _as_nobody()

@@ -174,33 +174,24 @@ def test_a_file_system_s_kind_is_the_one_that_the_kernel_tells() -> None:
     assert ctypes.sizeof(ctypes.c_long) == 8, "struct statfs begins with a long"
 
 
-def test_a_client_s_connection_is_fine(netns_pair: Link) -> None:
-    left, right = netns_pair.left, netns_pair.right
-    server = right.call(socket.create_server, (netns_pair.right_v4, 0))
-    client = left.call(socket.create_connection, server.getsockname())
-    accepted, _ = server.accept()
-    with server, client, accepted:
-        preflight.check_connections(right.worker)
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "own IPv4", "own IPv6", "::1", "127.0.0.9"])
-def test_a_connection_of_the_workload_with_itself_is_refused(
-    netns_pair: Link, address: str
-) -> None:
-    node = netns_pair.right
-    own = {"own IPv4": netns_pair.right_v4, "own IPv6": netns_pair.right_v6}.get(address, address)
-    family = socket.AF_INET6 if ":" in own else socket.AF_INET
-    server = node.call(lambda: socket.create_server((own, 0), family=family))
-    client = node.call(socket.create_connection, server.getsockname()[:2])
-    accepted, _ = server.accept()
-    with server, client, accepted, pytest.raises(RefusedError, match="both ends inside"):
-        preflight.check_connections(node.worker)
-
-
-def test_a_workload_that_only_listens_is_fine(network: Network) -> None:
+def test_connections_and_listeners_are_fine(network: Network) -> None:
+    """Those of the workload with itself too."""
     node = network.node("pod")
-    with node.call(socket.create_server, ("127.0.0.1", 0)):
-        preflight.check_connections(node.worker)
+    with (
+        node.call(socket.create_server, ("127.0.0.1", 0)) as server,
+        node.call(socket.create_connection, server.getsockname()),
+        server.accept()[0],
+    ):
+        preflight.check_sockets([Task(os.getpid(), os.getpid())], node.worker)
+
+
+def test_a_multipath_connection_is_refused_by_name(network: Network) -> None:
+    node = network.node("pod")
+    with (
+        node.call(socket.socket, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP) as sock,
+        pytest.raises(RefusedError, match=f"{sock.fileno()}.* is a MPTCP socket"),
+    ):
+        preflight.check_sockets([Task(os.getpid(), os.getpid())], node.worker)
 
 
 def test_addresses_are_those_that_others_can_reach(netns_pair: Link) -> None:

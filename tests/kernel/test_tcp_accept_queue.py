@@ -275,7 +275,7 @@ def test_a_handshake_under_way_is_completed(queue: Queue, what: str, where: str)
     (known,) = queue.a.call(handshakes.learn, [name], tap)
     queue.hold()
     queue._nft("a", SHIELD)
-    queue.a.call(handshakes.complete, queue.old, [known])
+    queue.a.call(handshakes.complete, [queue.old], [known])
     assert queue.old.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) == (
         queue.new.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
     )

@@ -26,6 +26,7 @@ from mycoproxy.handover import (
     Source,
     State,
     Target,
+    WentLive,
 )
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
@@ -161,10 +162,10 @@ class RecordingTarget:
         self.established = connections
         await self._recorder.call("establish")
 
-    async def go_live(self, lost: Sequence[Segment]) -> int:
+    async def go_live(self, lost: Sequence[Segment]) -> WentLive:
         self.replayed = lost
         await self._recorder.call("go live")
-        return len(lost)
+        return WentLive(len(lost), ("an option was not kept",))
 
     async def discard(self) -> None:
         await self._recorder.call("discard")
@@ -220,6 +221,7 @@ def test_a_handover_asks_the_sides_in_order_and_keeps_what_they_say() -> None:
     run(whole(recorded.handover))
     assert recorded.calls == LIVE
     assert recorded.handover.state is State.DONE
+    assert recorded.handover.remarks == ("an option was not kept",)
     assert recorded.handover.connections == recorded.recorder.connections
     assert recorded.target.established == recorded.recorder.connections
     assert recorded.target.replayed == [lost_at(one) for one in ("source", "router", "client")]

@@ -9,7 +9,6 @@ from migrate.machine.machine import TABLE, Action, Event, State
 FORWARD = [
     Action.CHECK,
     Action.PREPARE,
-    Action.DRAIN,
     Action.FREEZE,
     Action.DUMP,
     Action.SEND,
@@ -27,7 +26,6 @@ NO_WAY_BACK = FORWARD[FORWARD.index(Action.GO_LIVE) :]
 #: Doing -> undoing. CLEAN_UP, which undoes PREPARE, is the end of both ways.
 UNDOES = {
     Action.PREPARE: Action.CLEAN_UP,
-    Action.DRAIN: Action.UNDRAIN,
     Action.FREEZE: Action.THAW,
     Action.RESTORE: Action.ABORT_RESTORE,
     Action.HAND_OVER: Action.UNDO_HANDOVER,
@@ -36,7 +34,6 @@ WAY_BACK = [
     Action.ABORT_RESTORE,
     Action.UNDO_HANDOVER,
     Action.THAW,
-    Action.UNDRAIN,
     Action.CLEAN_UP,
 ]
 

@@ -122,7 +122,7 @@ def test_a_mapped_address_stands_in_the_ipv4_set() -> None:
     ],
 )
 def test_a_listener_on_any_address_is_held_by_its_port(address: str, set_name: str) -> None:
-    assert listener_element(Endpoint(address, 80))[0] == set_name
+    assert listener_element("new", Endpoint(address, 80))[0] == set_name
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-a", "a;flush ruleset", "a\n", "x" * 200])

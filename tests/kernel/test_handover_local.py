@@ -1,0 +1,348 @@
+"""A handover between two namespaces: sockets in every state, of real tasks in PID namespaces.
+
+The copy is no work of CRIU's here: it is another process with the same pid and the same
+descriptors, closed and shut down as CRIU restores them. Nothing else is pretended.
+"""
+
+import asyncio
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tcp_lab import DEADLINE, receive_exactly, wait_until
+
+from mycoproxy.handover import Handover, HandoverError, LocalPeer, LocalSource, LocalTarget
+from mycoproxy.kernel import pidfd_getfd
+from mycoproxy.tcp import repair
+from mycoproxy.tcp.abi import TcpConnectionState as State
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+PORT, OWN_PORT, OUTSIDE = 7000, 7001, 7002
+
+WORKLOAD = """
+import os, socket, struct, sys
+kept = []
+def place(sock, fd):
+    os.dup2(sock.fileno(), fd)
+    sock.close()
+def closed_as_criu_does(fd, family):
+    sock = socket.socket(family)
+    sock.bind(("", 0))
+    sock.listen()
+    sock.shutdown(socket.SHUT_RDWR)
+    place(sock, fd)
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+
+
+class Workload:
+    """Pid 1 of a PID namespace, which does what it is told, line by line."""
+
+    def __init__(self, node: Any) -> None:
+        self.outer = node.call(
+            subprocess.Popen,
+            ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", WORKLOAD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.do("pass")
+        with open(f"/proc/{self.outer.pid}/task/{self.outer.pid}/children") as file:  # noqa: PTH123
+            self.init = int(file.read())
+
+    def do(self, *lines: str) -> None:
+        for line in lines:
+            self.outer.stdin.write(line + "\n")
+            self.outer.stdin.flush()
+            assert self.outer.stdout.readline() == "done\n", line
+
+    def listen(self, fd: int, address: str, port: int) -> None:
+        family = "AF_INET6" if ":" in address else "AF_INET"
+        self.do(
+            f"place(socket.create_server(({address!r}, {port}), family=socket.{family}, "
+            f"dualstack_ipv6={address == '::'}), {fd})"
+        )
+
+    def accept(self, listener: int, fd: int) -> None:
+        self.do(f"place(socket.socket(fileno=os.dup({listener})).accept()[0], {fd})")
+
+    def socket(self, fd: int) -> socket.socket:
+        """A duplicate of one of its sockets."""
+        pidfd = os.pidfd_open(self.init)
+        try:
+            return socket.socket(fileno=pidfd_getfd(pidfd, fd))
+        finally:
+            os.close(pidfd)
+
+    def stop(self) -> None:
+        os.kill(self.init, signal.SIGSTOP)
+        wait_until(lambda: self._status() == "T", "stopped")
+
+    def go_on(self) -> None:
+        os.kill(self.init, signal.SIGCONT)
+
+    def _status(self) -> str:
+        with open(f"/proc/{self.init}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0]
+
+    def close(self) -> None:
+        self.outer.kill()
+        self.outer.wait()
+        self.outer.stdin.close()
+        self.outer.stdout.close()
+
+
+class Lab:
+    """A client, and two places for the workload. Every address of the workload changes."""
+
+    def __init__(self, network: Any, version: int) -> None:
+        self.version = version
+        self.c, self.a, self.b = (network.node(name) for name in "cab")
+        self.to_a, self.to_b = network.link(self.c, self.a), network.link(self.c, self.b)
+        for link in (self.to_a, self.to_b):
+            link.right.set_route("default", gateway=link.left_v4)
+            link.right.set_route("::/0", gateway=link.left_v6)
+        # The client is where the workload's packets come from, by whichever link.
+        self.address = {
+            "a": self.to_a.address("right", version),
+            "b": self.to_b.address("right", version),
+            "c": self.to_a.address("left", version),
+        }
+        self.source, self.copy = Workload(self.a), Workload(self.b)
+        self.open: list[Any] = []
+
+    def keep(self, thing: Any) -> Any:
+        self.open.append(thing)
+        return thing
+
+    def dial(self, address: str, port: int) -> socket.socket:
+        sock: socket.socket = self.c.call(
+            functools.partial(socket.create_connection, (address, port), timeout=DEADLINE)
+        )
+        return self.keep(sock)  # type: ignore[no-any-return]
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        return {self.to_a.right_v4: self.to_b.right_v4, self.to_a.right_v6: self.to_b.right_v6}
+
+    async def hand_over(self, *, fail: bool = False) -> Handover:
+        source = LocalSource(self.a.worker, self.source.init, "test")
+        target = LocalTarget(self.b.worker, "test")
+        peer = LocalPeer("c", self.c.worker, "test")
+        parts = (source, target, peer)
+        handover = Handover(
+            source,
+            target,
+            [peer],
+            addresses=self.addresses,
+            record_commit=_failing if fail else _ok,
+        )
+        try:
+            for part in parts:
+                await part.prepare()
+            self.source.stop()
+            names = await source.collect()
+            await peer.survey(names, self.addresses)
+            self.after_collect()
+            target.collect(self.copy.init, [self.copy.init])
+            await handover.ready()
+            try:
+                await handover.commit()
+            except HandoverError:
+                self.copy.close()
+                self.source.go_on()
+                return handover
+            await handover.go_live()
+            await source.silence()
+            return handover
+        finally:
+            for part in parts:
+                await part.close()
+
+    after_collect: Callable[[], None] = staticmethod(lambda: None)
+
+    def close(self) -> None:
+        for one in self.open:
+            one.close()
+        self.source.close()
+        self.copy.close()
+
+
+def _ok() -> None:
+    pass
+
+
+def _failing() -> None:
+    raise OSError("the journal's disk is full")
+
+
+@pytest.fixture(params=[4, 6])
+def lab(network: Any, request: Any) -> Iterator[Lab]:
+    made = Lab(network, request.param)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def family(lab: Lab) -> str:
+    return "socket.AF_INET" if lab.version == 4 else "socket.AF_INET6"
+
+
+@pytest.mark.parametrize("fail", [False, True], ids=["moved", "rolled back"])
+def test_sockets_in_every_state_are_handed_over_or_given_back(lab: Lab, fail: bool) -> None:
+    wild = "0.0.0.0" if lab.version == 4 else "::"
+    lab.source.listen(10, wild, PORT)
+    lab.copy.listen(10, wild, PORT)
+    clients = {}
+    for name, fd in {"open": 20, "their end": 21, "our end": 22, "reset": 23}.items():
+        clients[name] = lab.dial(lab.address["a"], PORT)
+        lab.source.accept(10, fd)
+        lab.copy.do(f"closed_as_criu_does({fd}, {family(lab)})")
+        clients[name].sendall(name.encode())
+    clients["their end"].shutdown(socket.SHUT_WR)
+    lab.source.do("socket.socket(fileno=os.dup(22)).shutdown(socket.SHUT_WR)")
+    assert clients["our end"].recv(1) == b""
+    for fd, state in {21: State.CLOSE_WAIT, 22: State.FIN_WAIT2}.items():
+        with lab.source.socket(fd) as sock:
+            wait_until(
+                lambda sock=sock, state=state: repair.connection_state(sock) is state, state.name
+            )
+    clients["reset"].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    clients["reset"].close()
+    with lab.source.socket(23) as sock:
+        wait_until(lambda: repair.connection_state(sock) is State.CLOSE, "reset")
+
+    waiting = [lab.dial(lab.address["a"], PORT) for _ in range(3)]
+    waiting[1].sendall(b"first")
+    waiting[2].sendall(b"all")
+    waiting[2].shutdown(socket.SHUT_WR)
+    late: list[socket.socket] = []
+
+    def one_more_comes() -> None:
+        late.append(lab.dial(lab.address["a"], PORT))
+        late[0].sendall(b"late")
+
+    lab.after_collect = one_more_comes  # type: ignore[method-assign]
+
+    handover = asyncio.run(lab.hand_over(fail=fail))
+
+    place = lab.source if fail else lab.copy
+    assert len(handover.connections) == 8
+    with place.socket(20) as sock:
+        assert receive_exactly(sock, 4) == b"open"
+        talk(clients["open"], sock)
+        assert sock.getsockname()[0] == lab.address["a" if fail else "b"]
+    with place.socket(21) as sock:
+        assert receive_exactly(sock, 100) == b"their end"
+        sock.sendall(b"answer")
+        assert receive_exactly(clients["their end"], 6) == b"answer"
+    with place.socket(22) as sock:
+        assert receive_exactly(sock, 7) == b"our end"
+        clients["our end"].sendall(b"more")
+        assert receive_exactly(sock, 4) == b"more"
+        clients["our end"].close()
+        assert receive_exactly(sock, 1) == b""
+    with place.socket(23) as sock:
+        assert sock.recv(5, socket.MSG_DONTWAIT) == b"reset"
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1, socket.MSG_DONTWAIT)
+        assert sock.recv(1, socket.MSG_DONTWAIT) == b""
+    with place.socket(10) as listener:
+        listener.settimeout(DEADLINE)
+        for client, said in zip((*waiting, *late), (b"", b"first", b"all", b"late"), strict=True):
+            with listener.accept()[0] as sock:
+                assert sock.getpeername()[:2] == client.getsockname()[:2]
+                assert receive_exactly(sock, len(said)) == said
+                sock.sendall(b"welcome")
+                assert receive_exactly(client, 7) == b"welcome"
+                if said != b"all":
+                    talk(client, sock)
+
+
+def talk(one: socket.socket, other: socket.socket) -> None:
+    for sender, receiver in ((one, other), (other, one)):
+        sender.sendall(b"ping")
+        assert receive_exactly(receiver, 4) == b"ping"
+
+
+@pytest.mark.parametrize("fail", [False, True], ids=["moved", "rolled back"])
+@pytest.mark.parametrize("where", ["loopback", "own address"])
+def test_connections_of_the_workload_with_itself_move_as_pairs(
+    lab: Lab, where: str, fail: bool
+) -> None:
+    loopback = "127.0.0.1" if lab.version == 4 else "::1"
+    old, new = (loopback, loopback) if where == "loopback" else (lab.address["a"], lab.address["b"])
+    wild = "0.0.0.0" if lab.version == 4 else "::"
+    lab.source.listen(10, wild, OWN_PORT)
+    lab.copy.listen(10, wild, OWN_PORT)
+    for fd in (20, 22):
+        lab.source.do(f"place(socket.create_connection(({old!r}, {OWN_PORT})), {fd})")
+    lab.source.accept(10, 21)  # 22 stays in the accept queue
+    for fd in (20, 21, 22):
+        lab.copy.do(f"closed_as_criu_does({fd}, {family(lab)})")
+    lab.source.do(
+        "socket.socket(fileno=os.dup(20)).sendall(b'to 21')",
+        "socket.socket(fileno=os.dup(21)).sendall(b'to 20')",
+        "socket.socket(fileno=os.dup(22)).sendall(b'knock')",
+    )
+    asyncio.run(lab.hand_over(fail=fail))
+
+    place, address = (lab.source, old) if fail else (lab.copy, new)
+    with place.socket(20) as one, place.socket(21) as other, place.socket(22) as third:
+        assert one.getpeername()[:2] == other.getsockname()[:2] == (address, OWN_PORT)
+        assert one.getsockname()[:2] == other.getpeername()[:2]
+        assert receive_exactly(other, 5) == b"to 21"
+        assert receive_exactly(one, 5) == b"to 20"
+        talk(one, other)
+        with place.socket(10) as listener:
+            listener.settimeout(DEADLINE)
+            with listener.accept()[0] as accepted:
+                assert receive_exactly(accepted, 5) == b"knock"
+                talk(third, accepted)
+        one.shutdown(socket.SHUT_WR)
+        assert receive_exactly(other, 1) == b""
+
+
+@pytest.mark.parametrize("fail", [False, True], ids=["moved", "rolled back"])
+def test_a_connect_under_way_goes_on(lab: Lab, fail: bool) -> None:
+    outside = lab.keep(
+        lab.c.call(
+            functools.partial(
+                socket.create_server,
+                (lab.address["c"], OUTSIDE),
+                family=socket.AF_INET if lab.version == 4 else socket.AF_INET6,
+            )
+        )
+    )
+    rules = (
+        f"table inet lab {{\nchain in {{\ntype filter hook prerouting priority raw;\n"
+        f"tcp dport {OUTSIDE} drop\n}}\n}}\n"
+    )
+    run = functools.partial(subprocess.run, ["nft", "-f", "-"], text=True, check=True)
+    lab.c.call(run, input=rules)
+    lab.source.do(
+        f"new = socket.socket({family(lab)})",
+        "new.setblocking(False)",
+        f"kept.append(new.connect_ex(({lab.address['c']!r}, {OUTSIDE})))",
+        "place(new, 20)",
+    )
+    lab.copy.do(f"closed_as_criu_does(20, {family(lab)})")
+    lab.after_collect = lambda: lab.c.call(  # type: ignore[method-assign]
+        run, input="delete table inet lab\n"
+    )
+    asyncio.run(lab.hand_over(fail=fail))
+    outside.settimeout(DEADLINE)
+    with outside.accept()[0] as accepted, (lab.source if fail else lab.copy).socket(20) as sock:
+        assert accepted.getpeername()[0] == lab.address["a" if fail else "b"]
+        wait_until(lambda: repair.connection_state(sock) is State.ESTABLISHED, "connected")
+        talk(accepted, sock)
