@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mycoproxy.tcp import option_table, options
+from mycoproxy import tcp
+from mycoproxy.tcp import option_table, options, repair
 from mycoproxy.tcp.option_table import BY_NAME, BY_NUMBER, Fate, Option, Special, When
 
 pytestmark = pytest.mark.timeout(20)
@@ -173,6 +174,45 @@ def test_everything_at_once_goes_from_a_closed_socket_to_another(
         for when in When:
             assert options.apply(new, reversed(settings), when) == []
         assert options.read(new) == settings
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["v4", "v6", "mapped"])
+def test_everything_at_once_goes_along_with_a_moved_connection(
+    ends: dict[str, Ends], kind: str
+) -> None:
+    """In repair mode the same can be read and set (``test_tcp_states`` moves far)."""
+    end = ends[kind]
+    with end.fresh() as old, end.fresh() as new:
+        for when in When:
+            if when is When.BEFORE_LIVE:
+                peer = end.connect(old)
+            for row in KEPT:
+                # One socket has one kind of timestamp; what changes the header changes the MSS.
+                if (
+                    row.when is when
+                    and row.on_connection
+                    and end.family in row.families
+                    and row.name not in (*CONDITIONAL, "IP_OPTIONS", *UNCONNECTED)
+                    and not row.name.startswith("SO_TIMESTAMP")
+                ):
+                    wanted = (row.number, wire_value(row, end.family))
+                    assert options.apply(old, [wanted], when) == []
+        with peer:
+            settings = options.read(old, connected=True)
+            assert len(settings) > 35
+            repair.enter(old)
+            assert options.read(old, connected=True) == settings
+            repair.leave(old, probe=False)
+            state = tcp.capture(old)
+            old.close()
+
+            assert options.apply(new, settings, When.BEFORE_BIND) == []
+            tcp.establish(new, state)
+            assert options.apply(new, settings, When.BEFORE_LIVE) == []
+            tcp.release(new, state)
+            assert options.apply(new, settings, When.LIVE) == []
+            assert options.read(new, connected=True) == settings
 
 
 def test_a_fresh_socket_has_no_settings(ends: dict[str, Ends]) -> None:
