@@ -3,6 +3,7 @@
 import json
 
 import click
+from rich.console import Console
 
 from netlab import bench as benchmarks
 from netlab.bringup import require_root
@@ -27,3 +28,59 @@ def runtime(*, count: int, as_json: bool) -> None:
             f"runc alone {figures['runc_ms']} ms, at the gate {figures['gate_ms']} ms "
             f"(ratio {figures['ratio']}, {figures['rounds']} rounds)"
         )
+
+
+@bench.command()
+@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds.")
+@click.option(
+    "--connections",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Connections in the largest handover; the fields' names follow.",
+)
+@click.option("--twin", is_flag=True, help="Compare a moved connection with one that stayed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def tcp(*, count: int, connections: int, twin: bool, as_json: bool) -> None:
+    """Moving TCP connections: time, memory, and throughput afterwards.
+
+    \b
+    netlab bench tcp                       a minute; a table
+    netlab bench tcp --json                the same as one object
+    netlab bench tcp --count 5             more rounds of everything
+    netlab bench tcp --connections 1000    a smaller handover, handover_1000_s
+    netlab bench tcp --twin                no timing: two connections with one history, one of
+                                           them moved; what ss -tino says of both, side by side
+                                           (exit status 1 if the moved one is worse)
+
+    Three network namespaces, source and target in processes of their own, the peers in a third.
+    A handover is timed from the beginning of the hold to the end of the last release; then every
+    connection is used, and one that does not work is an error (exit status 1).
+
+    \b
+    capture_establish_us         microseconds a connection, idle, one thread
+    handover_10000_s             seconds; handover_10000_parts is where they go
+    per_connection_us            connections: microseconds each, of a whole handover
+    bytes_per_connection         highest mark of Python's heap, captured and encoded, idle
+    encoded_bytes                of which this is the encoding
+    throughput_ratio_after_move  bulk, the second around 2 s after the move by the one before it;
+                                 the median of the worse direction
+    """
+    require_root()
+    from netlab import bench_tcp  # noqa: PLC0415
+    from netlab.tcp_bench import tables  # noqa: PLC0415
+
+    if twin:
+        figures = bench_tcp.compare_twins()
+        table = tables.twins(figures)
+    else:
+        figures = bench_tcp.measure(
+            count, lambda text: click.echo(text, err=True), most=connections
+        )
+        table = tables.figures(figures)
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        Console().print(table)
+    if figures.get("differences"):
+        raise SystemExit(1)

@@ -1,14 +1,20 @@
-"""``netlab bench tcp``: what it costs to move connections, and what is left of their speed."""
+"""``netlab bench tcp``: what it costs to move connections, and what is left of their speed.
+
+``measure`` is the command, ``compare_twins`` is it with ``--twin``.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from statistics import median
 
+from netlab import twin
 from netlab.tcp_bench import cost, throughput
 from netlab.tcp_bench.child import Child, descriptors
 from netlab.tcp_bench.handover import Handover, Handovers
 from netlab.tcp_bench.peer import Peer
 from netlab.tcp_bench.places import Places
 from netlab.tcp_bench.throughput import Windows
+from netlab.tcp_bench.twins import Twins
 
 Progress = Callable[[str], None]
 
@@ -30,7 +36,7 @@ def sizes(most: int) -> list[int]:
     return [*found, most]
 
 
-def tcp(
+def measure(
     rounds: int,
     progress: Progress,
     *,
@@ -50,6 +56,7 @@ def tcp(
         Child(places.client, Peer) as peer,
     ):
         times = []
+        cost.capture_and_establish(places, peer, idle)  # the first of all runs into cold memory
         for number in range(rounds):
             times.append(cost.capture_and_establish(places, peer, idle))
             capture, establish = times[-1]
@@ -83,10 +90,30 @@ def tcp(
         "not_kept": sorted(set().union(*(found.not_kept for found in by_size.values()))),
         "bytes_per_connection": round(memory.heap),
         "encoded_bytes": round(memory.encoded),
-        "throughput_ratio_after_move": min(
-            median(each.ratio for each in found) for found in rates.values()
+        "throughput_ratio_after_move": round(
+            min(median(each.ratio for each in found) for found in rates.values()), 3
         ),
         "throughput": directions,
+    }
+
+
+def compare_twins() -> dict[str, object]:
+    """A moved connection and its unmoved twin, field by field, as ``--twin --json`` prints them.
+
+    ``server`` and ``client`` are the rows of either end (see ``netlab.twin``); ``differences`` says
+    what is wrong, and is empty if the move left the connection as good as its twin. Raises
+    ``MycoError``.
+    """
+    with Places() as places, Twins(places) as twins:
+        twins.traffic()
+        twins.move()
+        twins.traffic()
+        ends = {"server": twins.server_rows(), "client": twins.client_rows()}
+    return {
+        **{end: [asdict(row) for row in rows] for end, rows in ends.items()},
+        "differences": [
+            f"{end}: {text}" for end, rows in ends.items() for text in twin.differences(rows)
+        ],
     }
 
 
@@ -96,7 +123,7 @@ def _handovers(
     """Of each size the handover that took the median time."""
     found = {}
     with Handovers(places, peer) as handovers:
-        handovers.run(counts[0])  # the first of all touches code and memory for the first time
+        handovers.run(counts[0])  # here, too
         for count in counts:
             each = [handovers.run(count) for _ in range(rounds)]
             each.sort(key=lambda one: one.total_s)
