@@ -91,6 +91,11 @@ def _same(stayed: str | None, moved: str | None) -> str | None:
     return None if stayed == moved else "differs"
 
 
+def _same_scale(stayed: str | None, moved: str | None) -> str | None:
+    # Repair mode can say "by nothing" only, where the handshake said nothing.
+    return _same(stayed or "0,0", moved or "0,0")
+
+
 def _same_but_timestamps(stayed: str | None, moved: str | None) -> str | None:
     # advmss is what we would announce. The handshake takes off what timestamps need, repair mode
     # does not, and nothing is announced any more.
@@ -127,7 +132,8 @@ def _timeout(_: str | None, moved: str | None) -> str | None:
 
 RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(("state", "recv-q", "send-q"), _same),
-    **dict.fromkeys(("ts", "sack", "wscale", "mss", "pmtu", "rcvmss", "congestion"), _same),
+    **dict.fromkeys(("ts", "sack", "mss", "pmtu", "rcvmss", "congestion"), _same),
+    "wscale": _same_scale,
     "advmss": _same_but_timestamps,
     "rto": _timeout,
     "rtt": _measured,

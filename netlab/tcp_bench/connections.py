@@ -51,10 +51,10 @@ def answer_to(asked: bytes) -> bytes:
     return bytes(byte ^ 0xFF for byte in asked)
 
 
-def answer(socks: Sequence[socket.socket]) -> None:
+def answer(socks: Sequence[socket.socket], deadline: float = DEADLINE) -> None:
     """Answer one question on each of them. Raises ``MycoError``, ``OSError`` (a timeout is one)."""
     for sock in socks:
-        sock.settimeout(DEADLINE)
+        sock.settimeout(deadline)
         asked = sock.recv(_QUESTION.size, socket.MSG_WAITALL)
         if len(asked) != _QUESTION.size:
             raise MycoError(f"{sock.getpeername()} said {asked!r} and not a question")

@@ -19,7 +19,7 @@ from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from netlab.tcp_bench.child import Child
-from netlab.tcp_bench.connections import connected
+from netlab.tcp_bench.connections import DEADLINE, connected
 from netlab.tcp_bench.places import Places
 from netlab.tcp_bench.target import Target, TookOver
 
@@ -54,9 +54,13 @@ class Handover:
 
 
 class Handovers:
-    """Handovers between the processes of one ``Places``, one after the other."""
+    """Handovers between the processes of one ``Places``, one after the other.
 
-    def __init__(self, places: Places, peer: Child) -> None:
+    ``deadline``: seconds that a connection may take to answer afterwards.
+    """
+
+    def __init__(self, places: Places, peer: Child, *, deadline: float = DEADLINE) -> None:
+        self._deadline = deadline
         self._places = places
         self._peer = peer
         with ExitStack() as stack:
@@ -79,8 +83,8 @@ class Handovers:
             self._target.result()
             try:
                 handover = self._places.source.call(self._hand_over, socks)
-                self._peer.start("ask", 1)
-                self._target.call("answer")
+                self._peer.start("ask", 1, self._deadline)
+                self._target.call("answer", self._deadline)
                 self._peer.result()
             finally:
                 # In repair mode this is silent.

@@ -22,7 +22,7 @@ class Peer:
         for _ in range(count):
             self._socks.append(socket.create_connection((address, port), DEADLINE))
 
-    def ask(self, number: int) -> None:
+    def ask(self, number: int, deadline: float = DEADLINE) -> None:
         """One question on each connection, all at once. Every answer must be right.
 
         Raises ``MycoError`` that names the first that is not.
@@ -31,6 +31,7 @@ class Peer:
         for sock, text in zip(self._socks, asked, strict=True):
             sock.sendall(text)
         for sock, text in zip(self._socks, asked, strict=True):
+            sock.settimeout(deadline)
             try:
                 got = sock.recv(len(text), socket.MSG_WAITALL)
             except OSError as error:

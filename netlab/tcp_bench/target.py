@@ -53,9 +53,9 @@ class Target:
         gc.enable()
         return TookOver(decoded, established, released, frozenset(not_kept))
 
-    def answer(self) -> None:
-        """Answer a question on each connection."""
-        answer(self._socks)
+    def answer(self, deadline: float) -> None:
+        """Answer a question on each connection, each in ``deadline`` seconds."""
+        answer(self._socks, deadline)
 
     def close(self) -> None:
         """Close all; the peers have ended by then."""
