@@ -95,7 +95,7 @@ class LocalTarget:
             )
         for connection, held in matching.pairs:
             state = self._moved(connection, addresses)
-            establish(held.sock, state)
+            self._remarks += establish(held.sock, state)
             self._established.append((held, state))
         for queue, listener in _match_listeners(connections, sockets.listeners):
             self._put(queue, listener, addresses)

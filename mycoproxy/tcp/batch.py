@@ -17,7 +17,7 @@ import os
 import platform
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -120,6 +120,16 @@ def ioctl(request: int, size: int = 4, *, must: bool = False, name: str = "") ->
     return Operation("ioctl", (request,), size=size, must=must, name=name)
 
 
+def bind(size: int, *, must: bool = False, name: str = "") -> Operation:
+    """bind(2) to the ``struct sockaddr`` of ``size`` bytes that each run is given."""
+    return Operation("bind", value=bytes(size), must=must, name=name)
+
+
+def connect(size: int, *, must: bool = False, name: str = "") -> Operation:
+    """connect(2) to the ``struct sockaddr`` of ``size`` bytes that each run is given."""
+    return Operation("connect", value=bytes(size), must=must, name=name)
+
+
 def getsockname(*, must: bool = False) -> Operation:
     """getsockname(2): a ``struct sockaddr``."""
     return Operation("getsockname", size=_SOCKADDR_STORAGE, counted=True, must=must)
@@ -198,6 +208,34 @@ class Program:
         if done < len(self._table):
             raise OperationError(-self.result(answer, done), self.operations[done], done)
         return answer
+
+    def unpacker(self, formats: Mapping[int, str]) -> struct.Struct:
+        """Unpacks the outputs of several operations at once: ``unpack_from(answer, offset_0)``.
+
+        ``formats`` has the ``struct`` format of each wanted operation's output by its index, which
+        may be shorter than the output; the fields come in the operations' order. Use it with
+        ``offsets[0]``.
+        """
+        layout = "="
+        for index, each in enumerate(self.operations):
+            room = len(_padded(bytes(each.size)))
+            wanted = formats.get(index, "")
+            layout += f"{wanted}{room - struct.calcsize('=' + wanted)}x"
+        return struct.Struct(layout)
+
+    def packer(self, formats: Iterable[str]) -> struct.Struct:
+        """Packs ``inputs``: one ``struct`` format for each operation that has a value, in order.
+
+        Raises ``ValueError`` if they do not make up the inputs.
+        """
+        layout = "="
+        for wanted in formats:
+            size = struct.calcsize("=" + wanted)
+            layout += f"{wanted}{-size % _ALIGNMENT}x"
+        packer = struct.Struct(layout)
+        if packer.size != len(self.inputs):
+            raise ValueError(f"{layout} has {packer.size} bytes, the inputs {len(self.inputs)}")
+        return packer
 
     def result(self, answer: bytes, index: int) -> int:
         """What the system call returned, or -errno; -ECANCELED if it did not run."""

@@ -16,15 +16,19 @@ them, and follows from the TCP state.
 import errno
 import select
 import socket
+from collections.abc import Sequence
+from typing import Any, Final
 
 from mycoproxy.addresses import Endpoint, FourTuple
-from mycoproxy.tcp import abi, connecting, ended, repair
+from mycoproxy.tcp import abi, batch, connecting, ended, options, repair, sockaddr
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
+from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.segments import SEQUENCE_SPACE
 from mycoproxy.tcp.state import (
     FIN_RECEIVED,
     FIN_SENT,
+    Buffers,
     Negotiated,
     ReceiveQueue,
     SendQueue,
@@ -40,42 +44,60 @@ _LONGEST_SEGMENT = 1 << 20
 _SYNCHRONIZED = FIN_SENT | FIN_RECEIVED | {TcpConnectionState.ESTABLISHED}
 
 
-def capture(sock: socket.socket, *, peek: bool = False) -> TcpState:
+def capture(
+    sock: socket.socket, *, peek: bool = False, settings: Settings | None = None
+) -> TcpState:
     """Put ``sock`` into repair mode, leave it there, and return its state.
 
     The caller has installed a hold on the connection, both ways. A socket in CLOSE is not put into
-    repair mode (there is nothing to keep silent).
+    repair mode (there is nothing to keep silent). ``settings`` are what the owner has set, if that
+    was read before (``options.read``; it takes longer than all the rest, and no hold).
 
     With ``peek`` the socket is back in normal operation when this returns, and the peer has
     noticed nothing. Without a hold the state is one that the connection has had, as a whole, only
     if nothing arrived meanwhile. No task may use the socket during the call.
 
-    Raises ``UnsupportedSocketError`` (not TCP), ``UnsupportedStateError`` (LISTEN: see
-    ``listener``; SYN_RECV), ``TcpError`` (the kernel refused a step; EPERM is a missing
-    CAP_NET_ADMIN). After an error the socket is as it was, and not in repair mode.
+    Raises ``UnsupportedSocketError`` (not TCP, or one that has what cannot be moved),
+    ``UnsupportedStateError`` (LISTEN: see ``listener``; SYN_RECV), ``TcpError`` (the kernel refused
+    a step; EPERM is a missing CAP_NET_ADMIN). After an error the socket is as it was, and not in
+    repair mode.
     """
     family = tcp_family(sock)
     state = repair.connection_state(sock)
-    if state is TcpConnectionState.CLOSE:
-        captured = ended.capture(sock, family=family)
+    connected = state is not TcpConnectionState.CLOSE
+    if settings is None:
+        settings = options.read(sock, connected=connected)
+    if not connected:
+        captured = ended.capture(sock, family=family, settings=settings)
         if peek:
             ended.restore(sock, captured)
         return captured
     if state not in _SYNCHRONIZED and state is not TcpConnectionState.SYN_SENT:
         raise UnsupportedStateError(state, _name(sock))
-    reuse_address = bool(sock.getsockopt(_SOCKET, socket.SO_REUSEADDR))
     try:
-        repair.enter(sock)
-    except OSError as error:
-        raise TcpError(f"cannot enter repair mode (CAP_NET_ADMIN needed): {error}") from error
+        answer = _READ.run(sock.fileno())
+    except batch.OperationError as error:
+        if error.index == _ENTER:
+            raise TcpError(f"cannot enter repair mode (CAP_NET_ADMIN needed): {error}") from error
+        repair.leave(sock, probe=False)
+        raise TcpError(f"cannot capture {_name(sock) or sock}: {error}") from error
+    reuse_address, *fields = _ANSWER.unpack_from(answer, _READ.offsets[0])
     try:
-        # Read again: a segment may have arrived before.
-        info = abi.INFO_HEAD.unpack(sock.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_HEAD.size))
-        state = TcpConnectionState(info[0])
+        # Read again: a segment may have arrived since.
+        state = TcpConnectionState(fields[0])
         if state is TcpConnectionState.SYN_SENT:
-            captured = connecting.capture(sock, family=family, reuse_address=reuse_address)
+            captured = connecting.capture(
+                sock, family=family, reuse_address=bool(reuse_address), settings=settings
+            )
         elif state in _SYNCHRONIZED:
-            captured = _read(sock, info, state, family=family, reuse_address=reuse_address)
+            captured = _state(
+                sock,
+                fields,
+                state,
+                family=family,
+                reuse_address=bool(reuse_address),
+                settings=settings,
+            )
         else:
             raise UnsupportedStateError(state, _name(sock))
     except OSError as error:
@@ -105,10 +127,10 @@ def tcp_family(sock: socket.socket) -> socket.AddressFamily:
     return family
 
 
-def _leave(sock: socket.socket, *, reuse_address: bool) -> None:
+def _leave(sock: socket.socket, *, reuse_address: int) -> None:
     """Back to normal. No probe: the peer need not know."""
     repair.leave(sock, probe=False)
-    sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(reuse_address))
+    sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, reuse_address)
 
 
 def _name(sock: socket.socket) -> FourTuple | None:
@@ -118,16 +140,57 @@ def _name(sock: socket.socket) -> FourTuple | None:
         return None
 
 
-def _read(
+# One call for everything that has a fixed size. The order is that of the module's docstring.
+_READ: Final = batch.Program(
+    [
+        batch.getsockopt(_SOCKET, socket.SO_REUSEADDR, must=True),
+        batch.setsockopt(_TCP, abi.TCP_REPAIR, abi.U32.pack(abi.TCP_REPAIR_ON), must=True),
+        batch.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_HEAD.size, must=True),
+        batch.getsockname(must=True),
+        batch.getpeername(),  # ENOTCONN in SYN_SENT
+        batch.getsockopt(_TCP, abi.TCP_MAXSEG, must=True),
+        batch.getsockopt(_TCP, abi.TCP_TIMESTAMP, must=True),
+        batch.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size, must=True),
+        batch.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, abi.U32.pack(abi.TCP_RECV_QUEUE), must=True),
+        batch.getsockopt(_TCP, abi.TCP_QUEUE_SEQ, must=True),
+        batch.ioctl(abi.SIOCINQ, must=True),
+        batch.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, abi.U32.pack(abi.TCP_SEND_QUEUE), must=True),
+        batch.getsockopt(_TCP, abi.TCP_QUEUE_SEQ, must=True),
+        batch.ioctl(abi.SIOCOUTQ, must=True),
+        batch.ioctl(abi.SIOCOUTQNSD, must=True),
+        batch.getsockopt(_SOCKET, socket.SO_SNDBUF, must=True),
+        batch.getsockopt(_SOCKET, socket.SO_RCVBUF, must=True),
+        batch.getsockopt(_SOCKET, abi.SO_BUF_LOCK, must=True),
+        batch.getsockopt(_TCP, abi.TCP_WINDOW_CLAMP, must=True),
+        # Nothing that the task may do by accident should reach a queue.
+        batch.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, abi.U32.pack(abi.TCP_NO_QUEUE), must=True),
+    ]
+)
+_ENTER: Final = 1
+_ANSWER: Final = _READ.unpacker(
+    {
+        **{0: "i", 2: "B4xBBx", 3: "28s", 4: "28s", 5: "I", 6: "I", 7: "5I"},
+        **dict.fromkeys((9, 10, 12, 13, 14, 15, 16, 17, 18), "I"),
+    }
+)
+
+
+def _state(
     sock: socket.socket,
-    info: tuple[int, ...],
+    fields: Sequence[Any],
     state: TcpConnectionState,
     *,
     family: socket.AddressFamily,
     reuse_address: bool,
+    settings: Settings,
 ) -> TcpState:
-    local, remote = sock.getsockname(), sock.getpeername()
-    if len(local) == 4 and (local[3] or remote[3]):
+    """The state of a connection from the answer of ``_READ``, and its queues."""
+    _, info, scales, local_name, remote_name, mss_clamp, clock, *numbers = fields
+    window = Window(*numbers[:5])
+    received, readable, written, unacknowledged, unsent, *buffers = numbers[5:]
+    local, local_scope = sockaddr.unpack(local_name)
+    remote, remote_scope = sockaddr.unpack(remote_name)
+    if local_scope or remote_scope:
         raise UnsupportedSocketError(
             f"{_name(sock)} uses link-local addresses, which mean nothing on another node"
         )
@@ -136,77 +199,67 @@ def _read(
         raise UnsupportedSocketError(
             f"{_name(sock)} has urgent data that was not read (MSG_OOB); it cannot be moved now"
         )
-    negotiated = _negotiated(sock, options=info[5], scales=info[6])
-    window = Window(
-        *abi.REPAIR_WINDOW.unpack(
-            sock.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size)
-        )
-    )
-    receive = _receive_queue(sock, fin=state in FIN_RECEIVED)
-    send = _send_queue(sock, state)
-    # Nothing that the task may do by accident should reach a queue.
-    repair.select_queue(sock, abi.TCP_NO_QUEUE)
-    return TcpState(
+    fin_received = state in FIN_RECEIVED
+    data = _readable(sock, readable) if readable else b""
+    captured = TcpState(
         family=family,
-        local=Endpoint(*local[:2]),
-        remote=Endpoint(*remote[:2]),
+        local=local,
+        remote=remote,
         state=state,
-        send=send,
-        receive=receive,
+        send=_send_queue(sock, state, written, unacknowledged, unsent),
+        receive=ReceiveQueue((received - fin_received) % SEQUENCE_SPACE, data),
         window=window,
-        negotiated=negotiated,
-        buffers=repair.buffers(sock),
+        negotiated=_negotiated(mss_clamp, clock, info=info, scales=scales),
+        buffers=Buffers(*buffers),
         reuse_address=reuse_address,
-        shut_down=bool(events & select.POLLRDHUP) and state not in FIN_RECEIVED,
+        options=settings,
+        shut_down=bool(events & select.POLLRDHUP) and not fin_received,
     )
+    if data or captured.send.sent or captured.send.unsent:
+        repair.select_queue(sock, abi.TCP_NO_QUEUE)
+    return captured
 
 
-def _negotiated(sock: socket.socket, *, options: int, scales: int) -> Negotiated:
+def _negotiated(mss_clamp: int, value: int, *, info: int, scales: int) -> Negotiated:
     timestamps = None
-    if options & abi.TCPI_OPT_TIMESTAMPS:
-        value = abi.U32.unpack(sock.getsockopt(_TCP, abi.TCP_TIMESTAMP, abi.U32.size))[0]
+    if info & abi.TCPI_OPT_TIMESTAMPS:
         # Up to the next even number: an older kernel's lowest bit is part of its clock, and the
         # clock must not go back (PAWS).
-        microseconds = bool(options & abi.TCPI_OPT_USEC_TS)
+        microseconds = bool(info & abi.TCPI_OPT_USEC_TS)
         clock = value & ~1 if microseconds else (value + 1) & 0xFFFFFFFE
         timestamps = Timestamps(clock, microseconds)
     return Negotiated(
-        mss_clamp=sock.getsockopt(_TCP, abi.TCP_MAXSEG),
-        window_scale=WindowScale(scales & 15, scales >> 4)
-        if options & abi.TCPI_OPT_WSCALE
-        else None,
-        sack=bool(options & abi.TCPI_OPT_SACK),
-        timestamps=timestamps,
-        ecn=bool(options & abi.TCPI_OPT_ECN),
+        mss_clamp,
+        WindowScale(scales & 15, scales >> 4) if info & abi.TCPI_OPT_WSCALE else None,
+        bool(info & abi.TCPI_OPT_SACK),
+        timestamps,
+        bool(info & abi.TCPI_OPT_ECN),
     )
 
 
-def _receive_queue(sock: socket.socket, *, fin: bool) -> ReceiveQueue:
+def _readable(sock: socket.socket, length: int) -> bytes:
+    """The receive queue; ``length`` is without a FIN (tcp_inq, net/ipv4/tcp.c)."""
     repair.select_queue(sock, abi.TCP_RECV_QUEUE)
-    following = (repair.queue_sequence(sock) - fin) % SEQUENCE_SPACE
-    length = repair.queued_bytes(sock, abi.SIOCINQ)  # without the FIN (tcp_inq, net/ipv4/tcp.c)
-    data = repair.peek_all(sock, length) if length else b""
+    data = repair.peek_all(sock, length)
     if len(data) != length:
         raise TcpError(
             f"{_name(sock)}: {length} bytes are in the receive queue, {len(data)} could be read "
             "(urgent data, or no hold)"
         )
-    return ReceiveQueue(following, data)
+    return data
 
 
-def _send_queue(sock: socket.socket, state: TcpConnectionState) -> SendQueue:
-    repair.select_queue(sock, abi.TCP_SEND_QUEUE)
-    following = repair.queue_sequence(sock)
-    length = repair.queued_bytes(sock, abi.SIOCOUTQ)
+def _send_queue(
+    sock: socket.socket, state: TcpConnectionState, following: int, length: int, unsent: int
+) -> SendQueue:
+    """``following`` is the number after the last byte or FIN, the counts include a FIN."""
     una = (following - length) % SEQUENCE_SPACE
-    if not length:
-        return SendQueue(una, b"", b"")
-    unsent = repair.queued_bytes(sock, abi.SIOCOUTQNSD)
-    if state in FIN_SENT:  # it is the last thing that was queued, and not acknowledged
+    if length and state in FIN_SENT:  # it is the last thing that was queued
         length -= 1
         unsent = max(unsent - 1, 0)
-        if not length:
-            return SendQueue(una, b"", b"")
+    if not length:
+        return SendQueue(una, b"", b"")
+    repair.select_queue(sock, abi.TCP_SEND_QUEUE)
     try:
         data = repair.peek_queue(sock, length)
     except OSError as error:

@@ -18,6 +18,8 @@ may acknowledge the peer's FIN a second time; a peer that has sent one takes no 
 """
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.abi import TcpConnectionState
@@ -26,6 +28,7 @@ from mycoproxy.tcp.replay import inject
 from mycoproxy.tcp.segments import ACK, FIN, SEQUENCE_SPACE, segment
 from mycoproxy.tcp.state import TcpState, Window
 
+_IFNAMSIZ = 16  # include/uapi/linux/if.h
 _NO_FIN = (
     TcpConnectionState.ESTABLISHED,
     TcpConnectionState.FIN_WAIT1,
@@ -61,7 +64,8 @@ def close_again(sock: socket.socket, state: TcpState) -> None:
     if state.fin_received and state.state is not TcpConnectionState.CLOSING:
         _play_fin(sock, state)
     if state.state is TcpConnectionState.FIN_WAIT2:
-        _play(state, flags=ACK, sequence=state.receive.next)
+        with _of_any_device(sock):
+            _play(state, flags=ACK, sequence=state.receive.next)
     elif state.fin_sent:
         sock.shutdown(socket.SHUT_WR)
     if state.state is TcpConnectionState.CLOSING:
@@ -73,13 +77,28 @@ def close_again(sock: socket.socket, state: TcpState) -> None:
 def _play_fin(sock: socket.socket, state: TcpState) -> None:
     # Even a FIN takes some of the receive buffer, which may be full.
     repair.force_receive_buffer(sock, repair.room(state.buffers.receive, len(state.receive.data)))
-    _play(state, flags=FIN | ACK, sequence=state.receive.next)
+    with _of_any_device(sock):
+        _play(state, flags=FIN | ACK, sequence=state.receive.next)
     if repair.connection_state(sock) in _NO_FIN:
         raise TcpError(
             f"the FIN of {state.remote} did not arrive at its socket: release has to be called on "
             "a thread of the socket's network namespace, without a hold"
         )
     repair.force_receive_buffer(sock, state.buffers.receive)
+
+
+@contextmanager
+def _of_any_device(sock: socket.socket) -> Iterator[None]:
+    """A socket that is bound to a device takes nothing from loopback."""
+    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _IFNAMSIZ)
+    if not device.strip(b"\0"):
+        yield
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
+    try:
+        yield
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
 
 
 def _play(state: TcpState, *, flags: int, sequence: int) -> None:

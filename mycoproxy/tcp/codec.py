@@ -35,12 +35,12 @@ from mycoproxy.tcp.codec_fields import (
     wrong,
 )
 from mycoproxy.tcp.errors import CodecError
+from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.state import (
     Buffers,
     Negotiated,
     ReceiveQueue,
     SendQueue,
-    Settings,
     TcpState,
     Timestamps,
     Window,

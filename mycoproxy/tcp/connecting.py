@@ -16,12 +16,19 @@ from mycoproxy.socktable import addresses_in_use
 from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.ended import NO_WINDOW, NOTHING_NEGOTIATED, without_blocking
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError
+from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.state import ReceiveQueue, SendQueue, TcpState
 
 _TCP = socket.IPPROTO_TCP
 
 
-def capture(sock: socket.socket, *, family: socket.AddressFamily, reuse_address: bool) -> TcpState:
+def capture(
+    sock: socket.socket,
+    *,
+    family: socket.AddressFamily,
+    reuse_address: bool,
+    settings: Settings,
+) -> TcpState:
     """The state of a socket in SYN_SENT, which is in repair mode.
 
     getpeername(2) does not tell the remote end of one, so it is looked up in the socket table of
@@ -51,6 +58,7 @@ def capture(sock: socket.socket, *, family: socket.AddressFamily, reuse_address:
         negotiated=NOTHING_NEGOTIATED._replace(mss_clamp=sock.getsockopt(_TCP, abi.TCP_MAXSEG)),
         buffers=repair.buffers(sock),
         reuse_address=reuse_address,
+        options=settings,
     )
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.errors import TcpError
+from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.replay import inject
 from mycoproxy.tcp.segments import ACK, FIN, RST, segment
 from mycoproxy.tcp.state import Negotiated, ReceiveQueue, SendQueue, TcpState, Window
@@ -34,7 +35,7 @@ NO_WINDOW = Window(0, 0, 0, 0, 0)
 NOWHERE = {socket.AF_INET: Endpoint("0.0.0.0", 0), socket.AF_INET6: Endpoint("::", 0)}
 
 
-def capture(sock: socket.socket, *, family: socket.AddressFamily) -> TcpState:
+def capture(sock: socket.socket, *, family: socket.AddressFamily, settings: Settings) -> TcpState:
     """The state of a socket in CLOSE. Its pending error is read, and thereby taken: ``restore``
     gives it back. Raises ``TcpError``."""
     events = repair.poll(sock)
@@ -52,6 +53,7 @@ def capture(sock: socket.socket, *, family: socket.AddressFamily) -> TcpState:
             negotiated=NOTHING_NEGOTIATED,
             buffers=repair.buffers(sock),
             reuse_address=bool(sock.getsockopt(_SOCKET, socket.SO_REUSEADDR)),
+            options=settings,
             shut_down=bool(events & select.POLLRDHUP),
             error=sock.getsockopt(_SOCKET, socket.SO_ERROR) if events & select.POLLERR else 0,
         )

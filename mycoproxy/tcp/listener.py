@@ -10,7 +10,8 @@ from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.capture import tcp_family
 from mycoproxy.tcp.errors import TcpError, UnsupportedStateError
 from mycoproxy.tcp.option_table import When
-from mycoproxy.tcp.state import Buffers, Settings
+from mycoproxy.tcp.options import Settings
+from mycoproxy.tcp.state import Buffers
 
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET

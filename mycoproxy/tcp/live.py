@@ -8,9 +8,10 @@ acknowledgement nor at its window (``tcp_validate_incoming``, net/ipv4/tcp_input
 
 import socket
 
-from mycoproxy.tcp import abi, closing, connecting, ended, repair
+from mycoproxy.tcp import abi, closing, connecting, ended, options, repair
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
+from mycoproxy.tcp.option_table import When
 from mycoproxy.tcp.segments import SEQUENCE_SPACE
 from mycoproxy.tcp.state import TcpState
 
@@ -50,17 +51,18 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
     the connection is live then.
     """
     if state.state is TcpConnectionState.CLOSE:
-        return ended.restore(sock, state)
+        return ended.restore(sock, state) + _set_all_options(sock, state)
     try:
         if state.state is TcpConnectionState.SYN_SENT:
             repair.leave(sock, probe=False)
             _set_reuse_address(sock, state.reuse_address)
             connecting.connect(sock, state)
-            return []
+            return _set_all_options(sock, state)
         closing.queue_acknowledged_fin(sock, state)
         repair.leave(sock)
         _remember_closed_window(sock, state)
         _set_reuse_address(sock, state.reuse_address)
+        remarks = options.apply(sock, state.options, When.LIVE) if state.options else []
         if state.send.unsent:
             _send_unsent(sock, state.send.unsent)
         if state.state is not TcpConnectionState.ESTABLISHED or state.shut_down:
@@ -71,7 +73,16 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
             _wake_readers(sock)
     except OSError as error:
         raise TcpError(f"cannot release {state.connection}: {error}") from error
-    return []
+    return remarks
+
+
+def _set_all_options(sock: socket.socket, state: TcpState) -> list[str]:
+    """Of a socket without a connection; what had to be set before bind(2) is."""
+    return [
+        remark
+        for when in (When.BEFORE_LIVE, When.LIVE)
+        for remark in options.apply(sock, state.options, when)
+    ]
 
 
 def _remember_closed_window(sock: socket.socket, state: TcpState) -> None:

@@ -90,15 +90,22 @@ def disconnect(sock: socket.socket) -> None:
 def force_send_buffer(sock: socket.socket, size: int) -> None:
     """Set the send buffer, in the kernel's bytes, above net.core.wmem_max too.
 
-    SO_SNDBUFFORCE takes half of what it gives (the kernel doubles it for its own overhead). The
-    size is locked afterwards: no auto-tuning until ``set_buffer_lock``.
+    The size is locked afterwards: no auto-tuning until ``set_buffer_lock``.
     """
-    sock.setsockopt(socket.SOL_SOCKET, abi.SO_SNDBUFFORCE, (size + 1) // 2)
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_SNDBUFFORCE, force_value(size))
+
+
+def force_value(size: int) -> int:
+    """What SO_SNDBUFFORCE and SO_RCVBUFFORCE want for ``size`` of the kernel's bytes.
+
+    They take half of what they give (the kernel doubles it for its own overhead).
+    """
+    return (size + 1) // 2
 
 
 def force_receive_buffer(sock: socket.socket, size: int) -> None:
     """The same for the receive buffer."""
-    sock.setsockopt(socket.SOL_SOCKET, abi.SO_RCVBUFFORCE, (size + 1) // 2)
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_RCVBUFFORCE, force_value(size))
 
 
 def buffer_lock(sock: socket.socket) -> int:

@@ -51,8 +51,8 @@ _PACKET_IGNORE_OUTGOING: Final = 23  # include/uapi/linux/if_packet.h, Linux 4.2
 
 _SO_ATTACH_FILTER: Final = 26  # include/uapi/asm-generic/socket.h
 
-# Classic BPF (include/uapi/linux/filter.h), on a packet without its link header: (operation, jump if
-# true, jump if false, operand). IPv6 extension headers are not followed.
+# Classic BPF (include/uapi/linux/filter.h), on a packet without its link header: (operation, jump
+# if true, jump if false, operand). IPv6 extension headers are not followed.
 _ONLY_SYN: Final = (
     (0x30, 0, 0, 0),  # load byte 0
     (0x74, 0, 0, 4),  # >> 4: the version
@@ -78,7 +78,8 @@ class Tap:
     """Copies every TCP packet that arrives in the calling thread's network namespace.
 
     From construction to ``close``, up to 64 MiB. With ``outgoing`` also what the namespace sends;
-    with ``only_syn`` only segments with that flag, so that it can stay open for long. Call it on the namespace's worker; needs CAP_NET_RAW. Raises ``OSError``.
+    with ``only_syn`` only segments with that flag, so that it can stay open for long. Call it on
+    the namespace's worker; needs CAP_NET_RAW. Raises ``OSError``.
     """
 
     def __init__(self, *, outgoing: bool = False, only_syn: bool = False) -> None:

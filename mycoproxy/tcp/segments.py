@@ -35,7 +35,7 @@ _LARGEST_PIECE: Final = 16 * 1024
 _TCP_HEADER: Final = struct.Struct("!HHIIBBHHH")
 _IPV4_HEADER: Final = struct.Struct("!BBHHHBBH4s4s")
 _DONT_FRAGMENT: Final = 0x4000
-_TTL: Final = 64
+_TTL: Final = 255  # the most, for sockets with IP_MINTTL
 
 
 @dataclass(frozen=True, slots=True)

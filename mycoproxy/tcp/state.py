@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.tcp.abi import TcpConnectionState
+from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.segments import SEQUENCE_SPACE
 
 FIN_SENT = frozenset(
@@ -29,10 +30,6 @@ FIN_RECEIVED = frozenset(
     {TcpConnectionState.CLOSE_WAIT, TcpConnectionState.LAST_ACK, TcpConnectionState.CLOSING}
 )
 """The peer said so."""
-
-
-Settings = tuple[tuple[int, int | bytes], ...]
-"""What the owner set with setsockopt(2): (number in ``options.TABLE``, value)."""
 
 
 class SendQueue(NamedTuple):
