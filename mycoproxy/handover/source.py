@@ -14,11 +14,13 @@ from mycoproxy.netfilter.shield import Shield
 from mycoproxy.sockets import HeldSocket, HeldSockets, take, tasks_of
 from mycoproxy.tcp import (
     Segment,
+    Settings,
     Tap,
     TcpConnectionState,
     TcpState,
     capture,
     inject,
+    options,
     resume,
 )
 
@@ -30,6 +32,7 @@ class SourceError(MycoError):
 @dataclass(slots=True)
 class _Taken:
     held: HeldSocket
+    settings: Settings
     state: TcpState | None = None
 
 
@@ -74,7 +77,9 @@ class LocalSource:
     def _collect(self) -> Sequence[FourTuple]:
         self._sockets = take(tasks_of(self._init_pid))
         for held in (*self._sockets.connections, *self._sockets.closed):
-            self._taken.append(_Taken(held))
+            connected = held.connection is not None
+            # It takes longer than the capture, and tasks that stand change nothing.
+            self._taken.append(_Taken(held, options.read(held.sock, connected=connected)))
         self._waiting = WaitingConnections(self._sockets.listeners)
         return [*self._names(), *self._waiting.watch()]
 
@@ -102,7 +107,7 @@ class LocalSource:
     def _capture(self) -> Sequence[Connection]:
         connections = []
         for taken in self._taken:
-            taken.state = state = capture(taken.held.sock)
+            taken.state = state = capture(taken.held.sock, settings=taken.settings)
             if state.state is not TcpConnectionState.CLOSE or state.shut_down:
                 connections.append(Connection(taken.held.names, state))
         connections += [

@@ -98,7 +98,8 @@ class WaitingConnections:
         for listener in self._listeners:
             for sock in accept_queue.take(listener.sock):
                 with sock:  # silent: it is in repair mode
-                    state = capture(sock)
+                    # Its options are the listener's, which hands them down on the target too.
+                    state = capture(sock, settings=())
                 said_nothing = not state.receive.data and not state.fin_received
                 handshake = said_nothing and on_the_wire(state.connection) in completed
                 self._taken.append(Waiting(listener, state, handshake))

@@ -22,6 +22,7 @@ from mycoproxy.tcp.errors import CodecError, TcpError, UnsupportedSocketError, U
 from mycoproxy.tcp.establish import abort, establish
 from mycoproxy.tcp.listener import ListenerState, capture_listener, listen
 from mycoproxy.tcp.live import release, resume
+from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.refusals import refusal
 from mycoproxy.tcp.replay import Tap, beyond, inject
 from mycoproxy.tcp.segments import Segment
@@ -44,6 +45,7 @@ __all__ = [
     "ReceiveQueue",
     "Segment",
     "SendQueue",
+    "Settings",
     "Tap",
     "TcpConnectionState",
     "TcpError",
