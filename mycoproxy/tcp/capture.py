@@ -24,6 +24,7 @@ from mycoproxy.tcp import abi, batch, connecting, ended, options, repair, sockad
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
 from mycoproxy.tcp.options import Settings
+from mycoproxy.tcp.refusals import refusal
 from mycoproxy.tcp.segments import SEQUENCE_SPACE
 from mycoproxy.tcp.state import (
     FIN_RECEIVED,
@@ -51,7 +52,8 @@ def capture(
 
     The caller has installed a hold on the connection, both ways. A socket in CLOSE is not put into
     repair mode (there is nothing to keep silent). ``settings`` are what the owner has set, if that
-    was read before (``options.read``; it takes longer than all the rest, and no hold).
+    was read before (``options.read``), by a caller who also has asked for a ``refusal``: both take
+    no hold, and together longer than all the rest.
 
     With ``peek`` the socket is back in normal operation when this returns, and the peer has
     noticed nothing. Without a hold the state is one that the connection has had, as a whole, only
@@ -66,6 +68,9 @@ def capture(
     state = repair.connection_state(sock)
     connected = state is not TcpConnectionState.CLOSE
     if settings is None:
+        reason = refusal(sock)
+        if reason is not None:
+            raise UnsupportedSocketError(f"{_name(sock) or sock} cannot be moved: {reason}")
         settings = options.read(sock, connected=connected)
     if not connected:
         captured = ended.capture(sock, family=family, settings=settings)
@@ -74,6 +79,16 @@ def capture(
         return captured
     if state not in _SYNCHRONIZED and state is not TcpConnectionState.SYN_SENT:
         raise UnsupportedStateError(state, _name(sock))
+    captured, reuse_address = _capture_live(sock, family=family, settings=settings)
+    if peek:
+        _leave(sock, reuse_address=reuse_address)
+    return captured
+
+
+def _capture_live(
+    sock: socket.socket, *, family: socket.AddressFamily, settings: Settings
+) -> tuple[TcpState, int]:
+    """The state of a socket that has a connection, and SO_REUSEADDR for ``_leave``."""
     try:
         answer = _READ.run(sock.fileno())
     except batch.OperationError as error:
@@ -106,9 +121,7 @@ def capture(
     except TcpError:
         _leave(sock, reuse_address=reuse_address)
         raise
-    if peek:
-        _leave(sock, reuse_address=reuse_address)
-    return captured
+    return captured, reuse_address
 
 
 def discard(sock: socket.socket) -> None:

@@ -26,6 +26,9 @@ _TCP_ULP_NAME_SIZE: Final = 16
 _INFO_SIZE: Final = 160  # struct tcp_info, up to tcpi_data_segs_out
 _INFO_UNACKED: Final = 24
 _INFO_DATA_SEGS_OUT: Final = 156
+_SO_MEMINFO: Final = 55  # include/uapi/asm-generic/socket.h
+_MEMINFO: Final = struct.Struct("=9I")
+_OPTION_MEMORY: Final = 6  # SK_MEMINFO_OPTMEM, include/uapi/linux/sock_diag.h
 
 _PROGRAM: Final = batch.Program(
     [
@@ -36,9 +39,10 @@ _PROGRAM: Final = batch.Program(
         batch.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 0),
         batch.getsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT),
         batch.getsockopt(socket.IPPROTO_TCP, abi.TCP_INFO, _INFO_SIZE),
+        batch.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size, must=True),
     ]
 )
-_DOMAIN, _PROTOCOL, _ULP, _AO, _FILTER, _FASTOPEN_CONNECT, _INFO = range(7)
+_DOMAIN, _PROTOCOL, _ULP, _AO, _FILTER, _FASTOPEN_CONNECT, _INFO, _MEMORY = range(8)
 
 
 def refusal(sock: socket.socket, signatures: SignatureLookup | None = None) -> str | None:
@@ -48,23 +52,43 @@ def refusal(sock: socket.socket, signatures: SignatureLookup | None = None) -> s
     Raises ``OSError``.
     """
     answer = _PROGRAM.run(sock.fileno())
-    if (reason := _not_tcp(answer)) is not None:
-        return reason
-    if ulp := _PROGRAM.output(answer, _ULP).rstrip(b"\0").decode(errors="replace"):
-        kind = "kernel TLS" if ulp == "tls" else "an upper layer protocol in the kernel"
-        return f"it uses {kind} (TCP_ULP={ulp})"
+    return (
+        _not_tcp(answer)
+        or _upper_layer(answer)
+        or _unreadable(answer)
+        or _fast_open(answer)
+        or _signed(sock, answer, signatures)
+    )
+
+
+def _upper_layer(answer: bytes) -> str | None:
+    ulp = _PROGRAM.output(answer, _ULP).rstrip(b"\0").decode(errors="replace")
+    if not ulp:
+        return None
+    kind = "kernel TLS" if ulp == "tls" else "an upper layer protocol in the kernel"
+    return f"it uses {kind} (TCP_ULP={ulp})"
+
+
+def _unreadable(answer: bytes) -> str | None:
     if _PROGRAM.result(answer, _AO) == 0:
         return "it uses the TCP Authentication Option (TCP-AO)"
     if _PROGRAM.result(answer, _FILTER) == -errno.EACCES:
         return "it has an eBPF filter (SO_ATTACH_BPF), which cannot be read"
-    if (reason := _fast_open(answer)) is not None:
-        return reason
-    if signatures is None:
-        with SignatureLookup(sock) as lookup:
-            signed = lookup.signed(sock)
-    else:
-        signed = signatures.signed(sock)
+    return None
+
+
+def _signed(sock: socket.socket, answer: bytes, signatures: SignatureLookup | None) -> str | None:
+    # Keys are charged to this (sock_kmalloc), and looking for them takes longer than all the rest.
+    memory = _MEMINFO.unpack_from(answer, _PROGRAM.offsets[_MEMORY])[_OPTION_MEMORY]
+    signed = memory and _is_signed(sock, signatures)
     return "its segments are signed (TCP_MD5SIG)" if signed else None
+
+
+def _is_signed(sock: socket.socket, signatures: SignatureLookup | None) -> bool:
+    if signatures is not None:
+        return signatures.signed(sock)
+    with SignatureLookup(sock) as lookup:
+        return lookup.signed(sock)
 
 
 def _not_tcp(answer: bytes) -> str | None:
