@@ -47,7 +47,8 @@ def tcp(*, count: int, connections: int, twin: bool, as_json: bool) -> None:
     \b
     netlab bench tcp                       a minute; a table
     netlab bench tcp --json                the same as one object
-    netlab bench tcp --count 5             more rounds of everything
+    netlab bench tcp --count 5             more rounds of everything (five times as many of
+                                           the handovers of up to 1,000)
     netlab bench tcp --connections 1000    a smaller handover, handover_1000_s
     netlab bench tcp --twin                no timing: two connections with one history, one of
                                            them moved; what ss -tino says of both, side by side

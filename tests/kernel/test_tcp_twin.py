@@ -148,7 +148,6 @@ def test_explicit_congestion_notification_is_given_up_and_traffic_goes_on(places
     assert (ecn.stayed, ecn.moved) == ("yes", None)
 
 
-@pytest.mark.xfail(strict=True, reason="capture does not read the owner's options yet")
 def test_what_the_owner_set_is_the_same(twins: Twins) -> None:
     twins.move()
     differing = [row for row in twins.server_rows() if row.field in twin.OPTIONS and row.wrong]
