@@ -38,11 +38,15 @@ _PROGRAM: Final = batch.Program(
         batch.getsockopt(socket.IPPROTO_TCP, _TCP_AO_INFO, _TCP_AO_INFO_SIZE),
         batch.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 0),
         batch.getsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT),
-        batch.getsockopt(socket.IPPROTO_TCP, abi.TCP_INFO, _INFO_SIZE),
+        # From here on answers are another for each socket.
         batch.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size, must=True),
+        batch.getsockopt(socket.IPPROTO_TCP, abi.TCP_INFO, _INFO_SIZE),
     ]
 )
-_DOMAIN, _PROTOCOL, _ULP, _AO, _FILTER, _FASTOPEN_CONNECT, _INFO, _MEMORY = range(8)
+_DOMAIN, _PROTOCOL, _ULP, _AO, _FILTER, _FASTOPEN_CONNECT, _MEMORY, _INFO = range(8)
+_COMMON: Final = slice(0, _PROGRAM.offsets[_MEMORY])
+_harmless: Final[set[bytes]] = set()
+_MOST_REMEMBERED: Final = 64
 
 
 def refusal(sock: socket.socket, signatures: SignatureLookup | None = None) -> str | None:
@@ -52,13 +56,13 @@ def refusal(sock: socket.socket, signatures: SignatureLookup | None = None) -> s
     Raises ``OSError``.
     """
     answer = _PROGRAM.run(sock.fileno())
-    return (
-        _not_tcp(answer)
-        or _upper_layer(answer)
-        or _unreadable(answer)
-        or _fast_open(answer)
-        or _signed(sock, answer, signatures)
-    )
+    common = answer[_COMMON]
+    if common not in _harmless:  # thousands of sockets answer the same
+        if reason := _not_tcp(answer) or _upper_layer(answer) or _unreadable(answer):
+            return reason
+        if len(_harmless) < _MOST_REMEMBERED:
+            _harmless.add(common)
+    return _fast_open(answer) or _signed(sock, answer, signatures)
 
 
 def _upper_layer(answer: bytes) -> str | None:
@@ -106,11 +110,12 @@ def _not_tcp(answer: bytes) -> str | None:
 
 def _fast_open(answer: bytes) -> str | None:
     """A handshake under way that carries data, or waits for some (RFC 7413)."""
-    info = _PROGRAM.output(answer, _INFO)
-    if info[0] == TcpConnectionState.SYN_RECV:
-        return "it was accepted by TCP Fast Open, and its handshake is not complete"
-    if info[0] != TcpConnectionState.SYN_SENT:
+    state = answer[_PROGRAM.offsets[_INFO]]
+    if state not in (TcpConnectionState.SYN_RECV, TcpConnectionState.SYN_SENT):
         return None
+    info = _PROGRAM.output(answer, _INFO)
+    if state == TcpConnectionState.SYN_RECV:
+        return "it was accepted by TCP Fast Open, and its handshake is not complete"
     unacked = abi.U32.unpack_from(info, _INFO_UNACKED)[0]
     if abi.U32.unpack_from(info, _INFO_DATA_SEGS_OUT)[0]:
         return "it sent data with its SYN (TCP Fast Open), and has no answer yet"
