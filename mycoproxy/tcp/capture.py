@@ -23,6 +23,7 @@ from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.tcp import abi, batch, connecting, ended, options, repair, sockaddr
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
+from mycoproxy.tcp.option_table import TABLE
 from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.refusals import refusal
 from mycoproxy.tcp.segments import SEQUENCE_SPACE
@@ -166,7 +167,12 @@ _READ: Final = batch.Program(
         batch.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size, must=True),
         batch.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, abi.U32.pack(abi.TCP_RECV_QUEUE), must=True),
         batch.getsockopt(_TCP, abi.TCP_QUEUE_SEQ, must=True),
+        # Up to the mark of urgent data, and all that there is: they differ if a mark is in it.
+        batch.setsockopt(_SOCKET, socket.SO_OOBINLINE, abi.U32.pack(0), must=True),
         batch.ioctl(abi.SIOCINQ, must=True),
+        batch.setsockopt(_SOCKET, socket.SO_OOBINLINE, abi.U32.pack(1), must=True),
+        batch.ioctl(abi.SIOCINQ, must=True),
+        batch.setsockopt(_SOCKET, socket.SO_OOBINLINE, abi.U32.pack(0), must=True),
         batch.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, abi.U32.pack(abi.TCP_SEND_QUEUE), must=True),
         batch.getsockopt(_TCP, abi.TCP_QUEUE_SEQ, must=True),
         batch.ioctl(abi.SIOCOUTQ, must=True),
@@ -180,10 +186,11 @@ _READ: Final = batch.Program(
     ]
 )
 _ENTER: Final = 1
+_INLINE: Final = (next(row.number for row in TABLE if row.name == "SO_OOBINLINE"), 1)
 _ANSWER: Final = _READ.unpacker(
     {
         **{0: "i", 2: "B4xBBx", 3: "28s", 4: "28s", 5: "I", 6: "I", 7: "5I"},
-        **dict.fromkeys((9, 10, 12, 13, 14, 15, 16, 17, 18), "I"),
+        **dict.fromkeys((9, 11, 13, 16, 17, 18, 19, 20, 21, 22), "I"),
     }
 )
 
@@ -200,7 +207,9 @@ def _state(
     """The state of a connection from the answer of ``_READ``, and its queues."""
     _, info, scales, local_name, remote_name, mss_clamp, clock, *numbers = fields
     window = Window(*numbers[:5])
-    received, readable, written, unacknowledged, unsent, *buffers = numbers[5:]
+    received, to_mark, readable, written, unacknowledged, unsent, *buffers = numbers[5:]
+    if _INLINE in settings:
+        sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, 1)
     local, local_scope = sockaddr.unpack(local_name)
     remote, remote_scope = sockaddr.unpack(remote_name)
     if local_scope or remote_scope:
@@ -208,9 +217,10 @@ def _state(
             f"{_name(sock)} uses link-local addresses, which mean nothing on another node"
         )
     events = repair.poll(sock)
-    if events & select.POLLPRI:
+    if events & select.POLLPRI or to_mark != readable:
         raise UnsupportedSocketError(
-            f"{_name(sock)} has urgent data that was not read (MSG_OOB); it cannot be moved now"
+            f"{_name(sock)} has urgent data (MSG_OOB) in its receive queue; it can be moved once "
+            "what is up to that was read"
         )
     fin_received = state in FIN_RECEIVED
     data = _readable(sock, readable) if readable else b""
