@@ -55,11 +55,13 @@ def tcp(*, count: int, connections: int, twin: bool, as_json: bool) -> None:
                                            (exit status 1 if the moved one is worse)
 
     Three network namespaces, source and target in processes of their own, the peers in a third.
-    A handover is timed from the beginning of the hold to the end of the last release; then every
-    connection is used, and one that does not work is an error (exit status 1).
+    A handover is timed from the beginning of the hold to the end of the last release. What the
+    owners have set is read before, as in a move (options_us). Afterwards every connection is used,
+    and one that does not work is an error (exit status 1).
 
     \b
-    capture_establish_us         microseconds a connection, idle, one thread
+    capture_establish_us         microseconds a connection, idle, one thread:
+                                 options_us + capture_us + establish_us
     handover_10000_s             seconds; handover_10000_parts is where they go
     per_connection_us            connections: microseconds each, of a whole handover
     bytes_per_connection         highest mark of Python's heap, captured and encoded, idle

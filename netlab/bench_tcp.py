@@ -60,8 +60,8 @@ def measure(
         cost.capture_and_establish(places, peer, idle)  # the first of all runs into cold memory
         for number in range(rounds):
             times.append(cost.capture_and_establish(places, peer, idle))
-            capture, establish = times[-1]
-            progress(f"round {number + 1}: capture {capture:.0f} us, establish {establish:.0f} us")
+            parts = ", ".join(f"{name} {us:.1f} us" for name, us in times[-1]._asdict().items())
+            progress(f"round {number + 1}: {parts}")
         memory = cost.memory(places, peer, min(_MEASURED, most))
         progress(f"memory: {memory.heap:.0f} bytes a connection, {memory.encoded:.0f} encoded")
         by_size = _handovers(places, peer, rounds, sizes(most), progress)
@@ -79,6 +79,7 @@ def measure(
     return {
         "rounds": rounds,
         "capture_establish_us": round(median(map(sum, times)), 1),
+        "options_us": round(median(each.options for each in times), 1),
         "capture_us": round(median(each.capture for each in times), 1),
         "establish_us": round(median(each.establish for each in times), 1),
         "idle_connections": idle,

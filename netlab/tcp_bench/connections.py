@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from mycoproxy import tcp
 from mycoproxy.errors import MycoError
 from netlab.tcp_bench.child import Child
 from netlab.tcp_bench.places import MOVING, Places
@@ -30,6 +31,8 @@ def connected(places: Places, peer: Child, count: int) -> Iterator[list[socket.s
             peer.start("connect", MOVING, listener.getsockname()[1], count)
             while len(socks) < count:
                 socks.append(listener.accept()[0])
+                # As nearly every server does.
+                socks[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer.result()
         peer.start("ask", 0)
         answer(socks)
@@ -39,6 +42,13 @@ def connected(places: Places, peer: Child, count: int) -> Iterator[list[socket.s
         for sock in socks:
             sock.close()
         peer.call("close")  # by a reset: no end is left in TIME_WAIT
+
+
+def read_settings(sock: socket.socket) -> tcp.Settings:
+    """What a handover reads of a connection ahead of the hold. Raises ``MycoError``: refused."""
+    if (reason := tcp.refusal(sock)) is not None:
+        raise MycoError(f"{sock} cannot be moved: {reason}")
+    return tcp.options.read(sock, connected=True)
 
 
 def question(number: int, port: int) -> bytes:

@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 from mycoproxy import tcp
 from netlab.tcp_bench.child import Child
-from netlab.tcp_bench.connections import connected
+from netlab.tcp_bench.connections import connected, read_settings
 from netlab.tcp_bench.places import Places
 
 
 class Time(NamedTuple):
-    """Microseconds a connection."""
+    """Microseconds a connection. ``options`` and ``capture`` together are ``tcp.capture`` as it is
+    called by who has nothing read beforehand."""
 
+    options: float
     capture: float
     establish: float
 
@@ -43,13 +45,16 @@ def capture_and_establish(places: Places, peer: Child, count: int) -> Time:
         gc.disable()
         try:
             begin = time.perf_counter()
-            states = places.source.call(_capture, socks)
+            settings = places.source.call(_read_settings, socks)
+            read = time.perf_counter()
+            states = places.source.call(_capture, socks, settings)
             captured = time.perf_counter()
             places.target.call(_establish, fresh, states)
             end = time.perf_counter()
         finally:
             gc.enable()
-    return Time((captured - begin) / count * 1e6, (end - captured) / count * 1e6)
+    times = (read - begin, captured - read, end - captured)
+    return Time(*(seconds / count * 1e6 for seconds in times))
 
 
 def memory(places: Places, peer: Child, count: int) -> Memory:
@@ -60,7 +65,8 @@ def memory(places: Places, peer: Child, count: int) -> Memory:
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            states = places.source.call(_capture, socks)
+            settings = places.source.call(_read_settings, socks)
+            states = places.source.call(_capture, socks, settings)
             encoded = [tcp.encode(state) for state in states]
             highest = tracemalloc.get_traced_memory()[1]
         finally:
@@ -72,8 +78,14 @@ def _sockets(count: int) -> list[socket.socket]:
     return [socket.socket() for _ in range(count)]
 
 
-def _capture(socks: Sequence[socket.socket]) -> list[tcp.TcpState]:
-    return [tcp.capture(sock) for sock in socks]
+def _read_settings(socks: Sequence[socket.socket]) -> list[tcp.Settings]:
+    return [read_settings(sock) for sock in socks]
+
+
+def _capture(
+    socks: Sequence[socket.socket], settings: Sequence[tcp.Settings]
+) -> list[tcp.TcpState]:
+    return [tcp.capture(sock, settings=each) for sock, each in zip(socks, settings, strict=True)]
 
 
 def _establish(socks: Sequence[socket.socket], states: Sequence[tcp.TcpState]) -> None:

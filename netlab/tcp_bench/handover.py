@@ -1,8 +1,9 @@
 """A whole handover, from the beginning of the hold to the end of the last release.
 
 Everything is there beforehand: the hold (empty), the shield, the target's sockets, and a route to
-the peers whose neighbours are known. In between no garbage is collected, as in ``migrate``. Then
-every peer asks on its connection, and gets the right answer from the target.
+the peers whose neighbours are known. What the owner has set on its sockets is read beforehand too,
+as a handover does it while CRIU dumps: it takes no hold. In between no garbage is collected, as in
+``migrate``. Then every peer asks on its connection, and gets the right answer from the target.
 """
 
 import gc
@@ -19,17 +20,20 @@ from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from netlab.tcp_bench.child import Child
-from netlab.tcp_bench.connections import DEADLINE, connected
+from netlab.tcp_bench.connections import DEADLINE, connected, read_settings
 from netlab.tcp_bench.places import Places
 from netlab.tcp_bench.target import Target, TookOver
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """Seconds. ``codec_s`` is encoding, sending to the other process, decoding; ``rehome_s`` one
-    route at the client; ``release_s`` begins with lifting the shield. ``total_s`` is their sum."""
+    """Seconds. ``total_s`` is the sum of the others, except ``options_s``, which is ahead of the
+    hold: to ask for a refusal, and to read what the owner has set. ``codec_s`` is encoding, sending
+    to the other process, decoding; ``rehome_s`` one route at the client; ``release_s`` begins with
+    lifting the shield."""
 
     connections: int
+    options_s: float
     total_s: float
     hold_s: float
     capture_s: float
@@ -45,11 +49,11 @@ class Handover:
         return self.total_s / self.connections * 1e6
 
     def parts(self) -> dict[str, float]:
-        """The parts by name, seconds."""
+        """The parts of the total by name, seconds."""
         return {
             name: round(value, 6)
             for name, value in asdict(self).items()
-            if name.endswith("_s") and name != "total_s"
+            if name.endswith("_s") and name not in ("total_s", "options_s")
         }
 
 
@@ -117,10 +121,14 @@ class Handovers:
         gc.collect()
         gc.disable()
         try:
+            before = time.monotonic()
+            settings = [read_settings(sock) for sock in socks]
             begin = time.monotonic()
             self._hold.hold(flows)
             held = time.monotonic()
-            states = [tcp.capture(sock) for sock in socks]
+            states = [
+                tcp.capture(sock, settings=each) for sock, each in zip(socks, settings, strict=True)
+            ]
             captured = time.monotonic()
             self._places.lead_to_target()
             rehomed = time.monotonic()
@@ -130,6 +138,7 @@ class Handovers:
             gc.enable()
         return Handover(
             connections=len(socks),
+            options_s=begin - before,
             total_s=taken.released - begin,
             hold_s=held - begin,
             capture_s=captured - held,

@@ -42,11 +42,11 @@ class Target:
         """Decode and establish all, lift the shield, release all. Raises ``TcpError``."""
         states = [tcp.decode(each) for each in encoded]
         decoded = time.monotonic()
+        not_kept: set[str] = set()
         for sock, state in zip(self._socks, states, strict=True):
-            tcp.establish(sock, state)
+            not_kept.update(tcp.establish(sock, state))
         established = time.monotonic()
         self._shield.lift()
-        not_kept: set[str] = set()
         for sock, state in zip(self._socks, states, strict=True):
             not_kept.update(tcp.release(sock, state))
         released = time.monotonic()
