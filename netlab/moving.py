@@ -9,6 +9,8 @@ from migrate.machine.mover import Mover
 from migrate.machine.plan import Deadlines, MovePlan, PeerNode, Side
 from migrate.machine.report import MoveReport
 from mycoproxy.errors import UsageError
+from mycoproxy.handover import until_finished
+from mycoproxy.namespaces import NamespaceWorker
 from netlab.lab import Lab
 from netlab.pods import Pod
 
@@ -66,17 +68,31 @@ async def move_pod(
         # By what became of the workload, not by how ``run`` ended: it may have been interrupted
         # when all was done. If nobody knows (``stuck``) both places stay as they are.
         if mover.moved:
-            _settle(lab, source, target)
+            _settle(lab, target)
+            try:
+                await _finish(source, mover.report, deadlines.linger)
+            finally:
+                lab.remove_pod(source)
         elif not mover.stuck:
             lab.remove_pod(target)
 
 
-def _settle(lab: Lab, source: Pod, target: Pod) -> None:
+def _settle(lab: Lab, target: Pod) -> None:
     lab.record_pod(target)
     for service in lab.topology.services:
         if service.pod == target.name:
             lab.service(service.name).point_to(target.addresses)
-    lab.remove_pod(source)
+
+
+async def _finish(source: Pod, report: MoveReport, timeout: float) -> None:
+    """The old sandbox stands until what the workload had closed is delivered."""
+    with NamespaceWorker(source.netns) as worker:
+        left = await until_finished(worker, timeout=timeout)
+    if left:
+        report.warnings.append(
+            f"{len(left)} connections that {source.name} had closed did not take all that was on "
+            f"its way to them within {timeout:g} s: {left[0]}"
+        )
 
 
 def _side(lab: Lab, pod: Pod) -> Side:

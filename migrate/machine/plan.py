@@ -45,6 +45,10 @@ class Deadlines(_Part):
     restore: Seconds = 30.0
     resume: Seconds = 10.0
     remove: Seconds = 10.0
+    linger: Seconds = Field(
+        default=10.0,
+        description="for connections that the workload had closed, with bytes still on their way",
+    )
 
 
 class MovePlan(_Part):

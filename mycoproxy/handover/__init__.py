@@ -7,6 +7,7 @@ one machine.
 
 from mycoproxy.handover.executor import Handover, HandoverError, Step
 from mycoproxy.handover.machine import TABLE, Action, Event, State
+from mycoproxy.handover.orphans import until_finished
 from mycoproxy.handover.peer import LocalPeer
 from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target, WentLive
 from mycoproxy.handover.source import LocalSource
@@ -29,4 +30,5 @@ __all__ = [
     "Step",
     "Target",
     "WentLive",
+    "until_finished",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mycoproxy.addresses import FourTuple
 from mycoproxy.errors import MycoError
+from mycoproxy.handover.orphans import orphans
 from mycoproxy.handover.sides import Connection
 from mycoproxy.handover.waiting import WaitingConnections, is_covered
 from mycoproxy.namespaces import NamespaceWorker
@@ -158,9 +159,14 @@ class LocalSource:
         """Let nothing out of the namespace any more, whatever becomes of its sockets.
 
         The shield stays until the namespace is removed: its address no longer has a workload, and
-        a packet that comes late must not be answered with a reset.
+        a packet that comes late must not be answered with a reset. What the workload had closed
+        before, and is still being delivered, passes: see ``orphans``.
         """
-        await self._worker.run(self._shield.raise_)
+        await self._worker.run(self._silence)
+
+    def _silence(self) -> None:
+        self._shield.raise_(passing=orphans())
+        self._hold.release()
 
     async def close(self) -> None:
         """Close the duplicates and remove the hold."""

@@ -10,8 +10,12 @@ Neighbour discovery passes: it is what ARP is to IPv4 (which nftables' inet fami
 without it IPv6 addresses would only begin to resolve once the shield is lifted.
 """
 
+from collections.abc import Iterable
+
+from mycoproxy.addresses import FourTuple
 from mycoproxy.marks import PLAYED
 from mycoproxy.netfilter.abi import PRIORITY_HOLD
+from mycoproxy.netfilter.elements import SetChange, on_the_wire, pair_key
 from mycoproxy.netfilter.hold import table_name
 from mycoproxy.netfilter.nft import Nft
 
@@ -19,16 +23,22 @@ _RULESET = """\
 add table inet {table}
 delete table inet {table}
 table inet {table} {{
+    set pass4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
+    set pass6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
     chain prerouting {{
         type filter hook prerouting priority {priority}; policy drop;
         meta mark {played} accept
         iif lo meta l4proto != tcp accept
+        ip daddr . tcp dport . ip saddr . tcp sport @pass4 accept
+        ip6 daddr . tcp dport . ip6 saddr . tcp sport @pass6 accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
     }}
     chain output {{
         type filter hook output priority {priority}; policy drop;
         meta mark {played} accept
         oif lo meta l4proto != tcp accept
+        ip saddr . tcp sport . ip daddr . tcp dport @pass4 accept
+        ip6 saddr . tcp sport . ip6 daddr . tcp dport @pass6 accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
     }}
 }}
@@ -42,12 +52,18 @@ class Shield:
         self.table = table_name("shield", name)
         self._nft = nft
 
-    def raise_(self) -> None:
-        """Cut the namespace off, in and out. May be called again.
+    def raise_(self, passing: Iterable[FourTuple] = ()) -> None:
+        """Cut the namespace off, in and out, but for the connections in ``passing``, whose
+        ``local`` end is here. May be called again, for others.
 
-        Raises ``NftError``.
+        Raises ``NftError``, ``NetfilterError``.
         """
+        keys: dict[str, set[bytes]] = {}
+        for name in passing:
+            local, remote = on_the_wire(name.local), on_the_wire(name.remote)
+            keys.setdefault(f"pass{local.version}", set()).add(pair_key(local, remote))
         self._nft.run(_RULESET.format(table=self.table, priority=PRIORITY_HOLD, played=PLAYED))
+        self._nft.change(self.table, [SetChange(one, sorted(keys[one])) for one in keys])
 
     def lift(self) -> None:
         """Let packets pass again, and leave nothing behind. May be called again."""

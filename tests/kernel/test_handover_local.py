@@ -17,7 +17,15 @@ from typing import Any
 import pytest
 from tcp_lab import DEADLINE, receive_exactly, wait_until
 
-from mycoproxy.handover import Handover, HandoverError, LocalPeer, LocalSource, LocalTarget
+from mycoproxy.handover import (
+    Handover,
+    HandoverError,
+    LocalPeer,
+    LocalSource,
+    LocalTarget,
+    until_finished,
+)
+from mycoproxy.handover.orphans import orphans
 from mycoproxy.kernel import pidfd_getfd
 from mycoproxy.tcp import repair
 from mycoproxy.tcp.abi import TcpConnectionState as State
@@ -95,6 +103,7 @@ class Workload:
             return file.read().rpartition(")")[2].split()[0]
 
     def close(self) -> None:
+        """Kill it. May be called again."""
         self.outer.kill()
         self.outer.wait()
         self.outer.stdin.close()
@@ -346,3 +355,31 @@ def test_a_connect_under_way_goes_on(lab: Lab, fail: bool) -> None:
         assert accepted.getpeername()[0] == lab.address["a" if fail else "b"]
         wait_until(lambda: repair.connection_state(sock) is State.ESTABLISHED, "connected")
         talk(accepted, sock)
+
+
+def test_what_the_workload_had_closed_is_delivered_from_the_source(lab: Lab) -> None:
+    """The whole answer and then close(2): no descriptor is left, most of it is still queued."""
+    lab.source.listen(10, lab.address["a"], PORT)
+    lab.copy.listen(10, lab.address["b"], PORT)
+    client = lab.dial(lab.address["a"], PORT)
+    size = 3 << 20
+    lab.source.accept(10, 20)
+    lab.source.do(
+        "answer = socket.socket(fileno=20)",
+        f"answer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, {size})",
+        "answer.settimeout(0)",
+        f"kept.append(answer.send(bytes(range(256)) * {size // 256}))",
+        "answer.close()",
+        "open('/proc/self/comm', 'w').write(str(kept[-1]))",
+    )
+    with open(f"/proc/{lab.source.init}/comm") as file:  # noqa: PTH123
+        sent = int(file.read())
+    assert lab.a.call(orphans) != []
+    handover = asyncio.run(lab.hand_over())
+    assert len(handover.connections) == 0
+    lab.source.close()  # as its tasks are killed
+    assert lab.a.call(orphans) != []
+
+    answer = receive_exactly(client, size)
+    assert answer == (bytes(range(256)) * (sent // 256 + 1))[:sent]
+    assert asyncio.run(until_finished(lab.a.worker, timeout=DEADLINE)) == []
