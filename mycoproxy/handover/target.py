@@ -95,7 +95,7 @@ class LocalTarget:
             )
         for connection, held in matching.pairs:
             state = self._moved(connection, addresses)
-            self._remarks += establish(held.sock, state)
+            self._remark(state, establish(held.sock, state))
             self._established.append((held, state))
         for queue, listener in _match_listeners(connections, sockets.listeners):
             self._put(queue, listener, addresses)
@@ -108,7 +108,10 @@ class LocalTarget:
             if connection.handshake:
                 self._handshakes.append(after)
             if before.negotiated.timestamps is not None and after.negotiated.timestamps is None:
-                self._remarks.append(f"{after.connection}: goes on without TCP timestamps")
+                self._remark(after, ["it goes on without TCP timestamps"])
+
+    def _remark(self, state: TcpState, remarks: Iterable[str]) -> None:
+        self._remarks += [f"{state.connection}: {remark}" for remark in remarks]
 
     def _moved(self, connection: Connection, addresses: Mapping[str, str]) -> TcpState:
         state = connection.state.moved_to(
@@ -132,7 +135,7 @@ class LocalTarget:
             failures.append(error)
         for held, state in self._established:
             try:
-                self._remarks += release(held.sock, state)
+                self._remark(state, release(held.sock, state))
             except (MycoError, OSError) as error:
                 failures.append(error)
         states = [state for _, state in self._established] + self._waiting

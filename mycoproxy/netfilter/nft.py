@@ -8,6 +8,7 @@ out, a table removed) takes the direct way, see ``elements``.
 
 import ctypes
 import errno
+import os
 import threading
 from collections.abc import Iterable
 from types import TracebackType
@@ -25,6 +26,8 @@ from mycoproxy.netfilter.elements import (
 from mycoproxy.netfilter.nfnetlink import NetfilterError, Nfnetlink
 
 _LIBRARY = "libnftables.so.1"
+_FD_SETSIZE = 1024  # select(2)
+_ROOM = 16  # for other threads, which may open some at the same time
 
 # The library's scanner and symbol tables are shared by all contexts of a process.
 _library_lock = threading.Lock()
@@ -57,12 +60,14 @@ def _load() -> ctypes.CDLL:
 class Nft:
     """The nftables of the network namespace that the calling thread is in at creation.
 
-    Made, used and closed on one thread (a ``NamespaceWorker``'s).
+    Made, used and closed on one thread (a ``NamespaceWorker``'s). Raises ``NftError``, also if this
+    process has so many descriptors open that the library would end it (see ``_check_descriptors``).
     """
 
     def __init__(self) -> None:
         self._library = _load()
         with _library_lock:
+            _check_descriptors()
             self._context = self._library.nft_ctx_new(0)
             if not self._context:
                 raise NftError("libnftables gave no context: out of memory or no netlink socket")
@@ -132,6 +137,18 @@ class Nft:
         except NetfilterError as error:
             if error.errno != errno.ENOENT:
                 raise
+
+
+def _check_descriptors() -> None:
+    """libmnl waits with select(2), and the C library aborts the process if that is asked about a
+    descriptor from FD_SETSIZE on. The context's socket gets the lowest number that is free."""
+    lowest = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(lowest)
+    if lowest >= _FD_SETSIZE - _ROOM:
+        raise NftError(
+            f"{lowest} descriptors are open, and libnftables works below {_FD_SETSIZE - _ROOM} "
+            "only: make contexts before thousands of descriptors"
+        )
 
 
 def _one_line(message: str) -> str:

@@ -17,7 +17,8 @@ by ``accept_queue`` (``take``, ``put``), handshakes under way by ``handshakes``.
 
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.capture import capture, discard
-from mycoproxy.tcp.codec import decode, encode
+from mycoproxy.tcp.codec import decode, encode, encode_parts
+from mycoproxy.tcp.codec_listener import decode_listener, encode_listener
 from mycoproxy.tcp.errors import CodecError, TcpError, UnsupportedSocketError, UnsupportedStateError
 from mycoproxy.tcp.establish import abort, establish
 from mycoproxy.tcp.listener import ListenerState, capture_listener, listen
@@ -60,8 +61,11 @@ __all__ = [
     "capture",
     "capture_listener",
     "decode",
+    "decode_listener",
     "discard",
     "encode",
+    "encode_listener",
+    "encode_parts",
     "establish",
     "inject",
     "listen",

@@ -43,6 +43,7 @@ from mycoproxy.tcp.state import (
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
 _LONGEST_SEGMENT = 1 << 20
+_WANTED = "a connection is wanted (capture_listener is for one that listens)"
 _SYNCHRONIZED = FIN_SENT | FIN_RECEIVED | {TcpConnectionState.ESTABLISHED}
 
 
@@ -79,7 +80,7 @@ def capture(
             ended.restore(sock, captured)
         return captured
     if state not in _SYNCHRONIZED and state is not TcpConnectionState.SYN_SENT:
-        raise UnsupportedStateError(state, _name(sock))
+        raise UnsupportedStateError(state, _name(sock), _WANTED)
     captured, reuse_address = _capture_live(sock, family=family, settings=settings)
     if peek:
         _leave(sock, reuse_address=reuse_address)
@@ -115,7 +116,7 @@ def _capture_live(
                 settings=settings,
             )
         else:
-            raise UnsupportedStateError(state, _name(sock))
+            raise UnsupportedStateError(state, _name(sock), _WANTED)
     except OSError as error:
         _leave(sock, reuse_address=reuse_address)
         raise TcpError(f"cannot capture {_name(sock) or sock}: {error}") from error

@@ -21,21 +21,19 @@ as it could not know what it would drop or miss.
 import socket
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Final
 
 from mycoproxy.addresses import Endpoint
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.codec_fields import (
     LARGEST_OPTION,
-    LARGEST_OPTION_NUMBER,
     LARGEST_QUEUE,
     MOST_OPTIONS,
     check,
     wrong,
 )
+from mycoproxy.tcp.codec_options import PAIR_SIZE, pack_options, unpack_options
 from mycoproxy.tcp.errors import CodecError
-from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.state import (
     Buffers,
     Negotiated,
@@ -84,9 +82,6 @@ _FIELDS: Final = (
 _NUMBERS: Final = struct.Struct(">" + "".join(form for _, form in _FIELDS))
 _HEAD: Final = _PREAMBLE.size + _NUMBERS.size
 
-_OPTION: Final = struct.Struct(">Hq")  # number, value
-_IS_BYTES: Final = 0x8000  # in an option's number: the value is a length
-
 _SCALED, _SACK, _STAMPED, _MICROSECONDS, _ECN, _REUSE, _SHUT_DOWN = (1 << bit for bit in range(7))
 _ALL_FLAGS: Final = 0x7F
 
@@ -95,7 +90,7 @@ _ADDRESS_SIZES: Final = {4: 4, 6: 16}
 _STATES: Final = {state.value: state for state in TcpConnectionState}
 
 LARGEST_MESSAGE: Final = (
-    _HEAD + 2 * 16 + MOST_OPTIONS * (_OPTION.size + LARGEST_OPTION) + 3 * LARGEST_QUEUE
+    _HEAD + 2 * 16 + MOST_OPTIONS * (PAIR_SIZE + LARGEST_OPTION) + 3 * LARGEST_QUEUE
 )
 """Bytes; what is longer is refused unread."""
 
@@ -116,7 +111,7 @@ def encode_parts(state: TcpState) -> tuple[bytes, bytes, bytes, bytes]:
     version = 4 if state.family == socket.AF_INET else 6
     local = _packed("local", state.local, version)
     remote = _packed("remote", state.remote, version)
-    options, values = _packed_options(state.options)
+    options, values = pack_options(state.options)
     una, sent, unsent = state.send
     following, received = state.receive
     mss_clamp, scale, sack, timestamps, ecn = state.negotiated
@@ -201,7 +196,7 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
     local_at = _HEAD
     remote_at = local_at + _ADDRESS_SIZES[version]
     options_at = remote_at + _ADDRESS_SIZES[version]
-    received_at = options_at + option_count * _OPTION.size + option_bytes
+    received_at = options_at + option_count * PAIR_SIZE + option_bytes
     sent_at = received_at + received_size
     unsent_at = sent_at + sent_size
     end = unsent_at + unsent_size
@@ -214,6 +209,11 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
     _check_flags(flags, scale_send, scale_receive, clock)
     local, remote = bytes(view[local_at:remote_at]), bytes(view[remote_at:options_at])
     family = _FAMILIES[version]
+    options = (
+        unpack_options(view[options_at:received_at], option_count)
+        if received_at > options_at
+        else ()
+    )
     state = TcpState(
         family,
         Endpoint(socket.inet_ntop(family, local), local_port),
@@ -231,7 +231,7 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
         ),
         Buffers(send_buffer, receive_buffer, lock, window_clamp),
         flags & _REUSE != 0,
-        _options(view[options_at:received_at], option_count) if received_at > options_at else (),
+        options,
         flags & _SHUT_DOWN != 0,
         error,
     )
@@ -291,52 +291,6 @@ def _packed(name: str, endpoint: Endpoint, version: int) -> bytes:
         raise CodecError(
             f"{name}: an IPv{version} address without scope wanted, {endpoint.address!r} found"
         ) from None
-
-
-def _packed_options(options: Settings) -> tuple[bytes, bytes]:
-    """The pairs, and the values that are bytes."""
-    pairs = []
-    values = []
-    for number, value in options:
-        try:
-            if isinstance(value, bytes):
-                pairs.append(_OPTION.pack(number | _IS_BYTES, len(value)))
-                values.append(value)
-            else:
-                pairs.append(_OPTION.pack(number, value))
-        except struct.error:
-            raise CodecError(
-                f"option {number}: a number up to {LARGEST_OPTION_NUMBER}, and 64 bits or bytes as "
-                f"its value wanted, {value!r:.64} found"
-            ) from None
-    return b"".join(pairs), b"".join(values)
-
-
-def _options(view: memoryview, count: int) -> Settings:
-    values_at = count * _OPTION.size
-    pairs = tuple(_OPTION.iter_unpack(view[:values_at]))
-    if values_at == len(view) and max(pairs)[0] < _IS_BYTES:
-        return pairs
-    return tuple(_with_bytes(pairs, view[values_at:]))
-
-
-def _with_bytes(
-    pairs: tuple[tuple[int, int], ...], values: memoryview
-) -> Iterator[tuple[int, int | bytes]]:
-    at = 0
-    for number, value in pairs:
-        if number < _IS_BYTES:
-            yield number, value
-            continue
-        end = at + value
-        if value < 0 or end > len(values):
-            raise CodecError(
-                f"option {number ^ _IS_BYTES}: 0 to {len(values) - at} bytes wanted, {value} found"
-            )
-        yield number ^ _IS_BYTES, bytes(values[at:end])
-        at = end
-    if at != len(values):
-        raise CodecError(f"bytes of options: {at} wanted, {len(values)} found")
 
 
 def _unpackable(numbers: tuple[object, ...], state: TcpState) -> CodecError:

@@ -9,6 +9,7 @@ from typing import Final
 
 from mycoproxy.tcp.abi import TCP_MAX_WSCALE, TcpConnectionState
 from mycoproxy.tcp.errors import CodecError
+from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.segments import SEQUENCE_SPACE
 from mycoproxy.tcp.state import FIN_RECEIVED, FIN_SENT, TcpState
 
@@ -53,7 +54,7 @@ def check(state: TcpState, local: bytes, remote: bytes) -> None:
         raise wrong(state, "state", f"one of {names}", state.state.name)
     _check_numbers(state)
     if state.options:
-        _check_options(state)
+        check_settings(state.options, str(state.connection))
     if state.state is _CLOSE:
         _check_ended(state, remote)
         return
@@ -95,19 +96,25 @@ def _check_numbers(state: TcpState) -> None:
         raise wrong(state, "timestamps clock", "an even number", timestamps.clock)
 
 
-def _check_options(state: TcpState) -> None:
-    options = state.options
-    if len(options) > MOST_OPTIONS:
-        raise wrong(state, "options", f"at most {MOST_OPTIONS}", len(options))
+def check_settings(settings: Settings, whose: str) -> None:
+    """Raises ``CodecError`` for options that cannot be."""
+    if len(settings) > MOST_OPTIONS:
+        raise CodecError(f"options: at most {MOST_OPTIONS} wanted, {len(settings)} found ({whose})")
     seen = set()
-    for number, value in options:
+    for number, value in settings:
         if not 0 <= number <= LARGEST_OPTION_NUMBER:
-            raise wrong(state, "option", f"a number from 0 to {LARGEST_OPTION_NUMBER}", number)
+            raise CodecError(
+                f"option: a number from 0 to {LARGEST_OPTION_NUMBER} wanted, {number} found "
+                f"({whose})"
+            )
         if number in seen:
-            raise wrong(state, f"option {number}", "one value", "more")
+            raise CodecError(f"option {number}: one value wanted, more found ({whose})")
         seen.add(number)
         if isinstance(value, bytes) and len(value) > LARGEST_OPTION:
-            raise wrong(state, f"option {number}", f"at most {LARGEST_OPTION} bytes", len(value))
+            raise CodecError(
+                f"option {number}: at most {LARGEST_OPTION} bytes wanted, {len(value)} found "
+                f"({whose})"
+            )
 
 
 def _check_endpoints(state: TcpState, local: bytes, remote: bytes) -> None:

@@ -81,10 +81,8 @@ def restore(sock: socket.socket, state: TcpState) -> list[str]:
         raise TcpError(f"cannot restore the end of {state.local}: {error}") from error
     if state.error in (0, errno.ECONNRESET, errno.EPIPE):
         return []
-    return [
-        f"{state.local}: the pending error {errno.errorcode.get(state.error, state.error)} "
-        "became ECONNRESET"
-    ]
+    name = errno.errorcode.get(state.error, state.error)
+    return [f"the pending error {name} became ECONNRESET"]
 
 
 def _be_reset(sock: socket.socket, state: TcpState) -> None:

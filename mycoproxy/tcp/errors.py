@@ -13,14 +13,14 @@ class TcpError(MycoError):
 
 
 class UnsupportedStateError(TcpError):
-    """The connection is in a TCP state that cannot be moved (yet)."""
+    """The socket is in a TCP state that this is not for. ``wanted``: what it is for, in words."""
 
-    def __init__(self, state: TcpConnectionState, connection: FourTuple | None) -> None:
+    def __init__(
+        self, state: TcpConnectionState, connection: FourTuple | None, wanted: str
+    ) -> None:
         self.state = state
         self.connection = connection
-        super().__init__(
-            f"{connection or 'socket'} is in state {state.name}; only ESTABLISHED can be moved"
-        )
+        super().__init__(f"{connection or 'the socket'} is in state {state.name}; {wanted}")
 
 
 class UnsupportedSocketError(TcpError):

@@ -70,13 +70,17 @@ def establish(
         state if local is None and remote is None else state.moved_to(local=local, remote=remote)
     )
     if wanted.state not in _KNOWN:
-        raise UnsupportedStateError(wanted.state, wanted.connection)
+        raise UnsupportedStateError(
+            wanted.state, wanted.connection, "a state that capture returns is wanted"
+        )
     if sock.family != wanted.family:
         raise UnsupportedSocketError(
             f"{wanted.connection} needs a socket of {wanted.family.name}, "
             f"this one is {socket.AddressFamily(sock.family).name}"
         )
     remarks = options.apply(sock, wanted.options, When.BEFORE_BIND) if wanted.options else []
+    if wanted.negotiated.ecn:
+        remarks.append("explicit congestion notification (ECN): the kernel cannot take it over")
     if wanted.state is TcpConnectionState.CLOSE:
         return remarks  # see ``ended``: there is nothing that would have to be silent
     found = repair.connection_state(sock)

@@ -44,7 +44,7 @@ def capture_listener(sock: socket.socket) -> ListenerState:
     family = tcp_family(sock)
     state = repair.connection_state(sock)
     if state is not TcpConnectionState.LISTEN:
-        raise UnsupportedStateError(state, None)
+        raise UnsupportedStateError(state, None, "one that listens is wanted")
     segment_size = sock.getsockopt(_TCP, abi.TCP_MAXSEG)
     return ListenerState(
         family=family,

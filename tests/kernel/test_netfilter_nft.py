@@ -1,6 +1,8 @@
 """libnftables and set elements, in one namespace."""
 
 import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,3 +114,22 @@ def test_a_table_is_deleted_with_all_that_is_in_it_and_twice(node: Any, nft: Nft
     node.call(nft.delete_table, "t")
     assert not node.call(nft.has_table, "t")
     assert node.call(nft.run, "list ruleset") == ""
+
+
+def test_a_process_with_too_many_descriptors_is_told_and_not_aborted(network: Any) -> None:
+    """In a child, which may have as many as it likes."""
+    program = """
+import os
+from mycoproxy.netfilter.nft import Nft, NftError
+Nft().close()
+held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+try:
+    Nft()
+except NftError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "descriptors are open" in result.stdout

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mycoproxy import tcp
 from mycoproxy.addresses import Endpoint
-from mycoproxy.tcp import codec, codec_fields
+from mycoproxy.tcp import codec, codec_fields, codec_options
 from mycoproxy.tcp.abi import TcpConnectionState as State
 from mycoproxy.tcp.state import FIN_RECEIVED, FIN_SENT
 
@@ -406,8 +406,8 @@ def test_an_option_of_more_bytes_than_there_are_is_refused() -> None:
     state = replace(IDLE, options=((1, b"123"), (2, b"4567")))
     encoded = tcp.encode(state)
     for wrong, named in ((8, "option 1"), (-1, "option 1"), (5, "option 2"), (2, "bytes of")):
-        pair = codec._OPTION.pack(1 | codec._IS_BYTES, wrong)
-        damaged = encoded.replace(codec._OPTION.pack(1 | codec._IS_BYTES, 3), pair)
+        pair = codec_options._OPTION.pack(1 | codec_options._IS_BYTES, wrong)
+        damaged = encoded.replace(codec_options._OPTION.pack(1 | codec_options._IS_BYTES, 3), pair)
         with pytest.raises(tcp.CodecError, match=f"^{named}.*: .*wanted, .*found"):
             tcp.decode(sealed(damaged))
 

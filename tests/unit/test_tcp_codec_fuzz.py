@@ -27,7 +27,7 @@ from test_tcp_codec import (
 )
 
 from mycoproxy import tcp
-from mycoproxy.tcp import codec
+from mycoproxy.tcp import codec, codec_options
 from mycoproxy.tcp.abi import TcpConnectionState
 
 COUNT = int(os.environ.get("MYCOPROXY_FUZZ_COUNT", "100000"))
@@ -142,11 +142,11 @@ def change_option(message: bytearray, dice: random.Random) -> None:
     start = codec._HEAD + 2 * codec._ADDRESS_SIZES[numbers[0]]
     if not numbers[-5]:
         return
-    at = start + dice.randrange(numbers[-5]) * codec._OPTION.size
-    number, value = codec._OPTION.unpack_from(message, at)
+    at = start + dice.randrange(numbers[-5]) * codec_options._OPTION.size
+    number, value = codec_options._OPTION.unpack_from(message, at)
     number = dice.choice((number, number ^ 0x8000, dice.choice(EDGES) & 0xFFFF))
     value = dice.choice((value, value + dice.randrange(-2, 3), dice.choice(EDGES), -1))
-    codec._OPTION.pack_into(message, at, number, max(min(value, (1 << 63) - 1), -1 << 63))
+    codec_options._OPTION.pack_into(message, at, number, max(min(value, (1 << 63) - 1), -1 << 63))
 
 
 MUTATIONS = (
@@ -167,7 +167,7 @@ def mend_lengths(message: bytearray) -> None:
     """Count what was inserted or taken away as unsent bytes, if they can make up for it."""
     numbers = list(codec._NUMBERS.unpack_from(message, codec._PREAMBLE.size))
     size = codec._HEAD + 2 * codec._ADDRESS_SIZES.get(numbers[0], 4)
-    size += numbers[-5] * codec._OPTION.size + sum(numbers[-4:])
+    size += numbers[-5] * codec_options._OPTION.size + sum(numbers[-4:])
     numbers[-1] = max(numbers[-1] + len(message) - size, 0) & 0xFFFFFFFF
     codec._NUMBERS.pack_into(message, codec._PREAMBLE.size, *numbers)
 
