@@ -48,6 +48,7 @@ from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.ended import without_blocking
 from mycoproxy.tcp.errors import TcpError
+from mycoproxy.tcp.playing import peers_data, peers_segment
 from mycoproxy.tcp.replay import inject, send_out
 from mycoproxy.tcp.segments import (
     ACK,
@@ -66,7 +67,6 @@ _TCP = socket.IPPROTO_TCP
 _TIME_WAIT_STEP: Final = 65_537  # tcp_timewait_state_process: tw_snd_nxt + 65535 + 2
 _BEFORE_SYN: Final = 1000  # what the socket in TIME_WAIT has received ends well before the SYN
 _NO_CLAMP: Final = 0xFFFF << abi.TCP_MAX_WSCALE  # what the kernel takes for none (0) itself
-_PIECE: Final = 16 * 1024
 _SURE_WINDOW: Final = 16 * 1024  # what any listener's new connection takes at once
 _HANDSHAKE_STATES = (TcpConnectionState.SYN_RECV, TcpConnectionState.NEW_SYN_RECV)
 
@@ -151,10 +151,10 @@ class _Handshakes:
         waiting = self._waiting()
         agreed = self._begin(state, name)
         first = (state.receive.next - len(state.receive.data)) % SEQUENCE_SPACE
-        self._play(state, flags=ACK, sequence=first)
-        self._fill(state, first, name)
+        inject([peers_segment(state, flags=ACK, sequence=first)])
+        self._fill(state, name)
         if state.fin_received:
-            self._play(state, flags=FIN | ACK, sequence=state.receive.next)
+            inject([peers_segment(state, flags=FIN | ACK, sequence=state.receive.next)])
         if self._waiting() != waiting + 1:
             raise TcpError(
                 f"{state.connection} did not come into the accept queue of this listener: "
@@ -237,41 +237,19 @@ class _Handshakes:
                 "namespace, or a hold drops what is played"
             )
 
-    def _fill(self, state: TcpState, first: int, name: FourTuple) -> None:
+    def _fill(self, state: TcpState, name: FourTuple) -> None:
         """Play the data. The window may open only as it comes, so it is looked at what arrived."""
-        data = state.receive.data
+        length = len(state.receive.data)
         arrived = 0
-        while arrived < len(data):
-            pieces = range(arrived, len(data), _PIECE)
-            for start in pieces:
-                self._play(
-                    state,
-                    flags=ACK,
-                    sequence=first + start,
-                    data=data[start : start + _PIECE],
-                )
+        while arrived < length:
+            inject(peers_data(state, arrived))
             found = self._found(name).receive_queue
             if found <= arrived:
                 raise TcpError(
-                    f"{state.connection}: {len(data)} bytes waited to be read, the new listener's "
+                    f"{state.connection}: {length} bytes waited to be read, the new listener's "
                     f"socket takes {arrived}: give it the receive buffer that the old one had"
                 )
             arrived = found
-
-    def _play(self, state: TcpState, *, flags: int, sequence: int, data: bytes = b"") -> None:
-        scale = state.negotiated.window_scale
-        inject(
-            [
-                segment(
-                    on_the_wire(state.connection),
-                    flags=flags,
-                    sequence=sequence,
-                    acknowledgement=state.send.una,
-                    window=state.window.snd_wnd >> (scale.send if scale else 0),
-                    data=data,
-                )
-            ]
-        )
 
     def _waiting(self) -> int:
         return repair.accept_queue(self._listener).waiting

@@ -218,20 +218,20 @@ def _state(
             f"{_name(sock)} uses link-local addresses, which mean nothing on another node"
         )
     events = repair.poll(sock)
-    if events & select.POLLPRI or to_mark != readable:
-        raise UnsupportedSocketError(
-            f"{_name(sock)} has urgent data (MSG_OOB) in its receive queue; it can be moved once "
-            "what is up to that was read"
-        )
     fin_received = state in FIN_RECEIVED
-    data = _readable(sock, readable) if readable else b""
+    urgent = None
+    if to_mark != readable:
+        urgent = to_mark if events & select.POLLPRI else None
+        data = _with_mark(sock, to_mark, readable, unread=urgent is not None, settings=settings)
+    else:
+        data = _readable(sock, readable) if readable else b""
     captured = TcpState(
         family=family,
         local=local,
         remote=remote,
         state=state,
         send=_send_queue(sock, state, written, unacknowledged, unsent),
-        receive=ReceiveQueue((received - fin_received) % SEQUENCE_SPACE, data),
+        receive=ReceiveQueue((received - fin_received) % SEQUENCE_SPACE, data, urgent),
         window=window,
         negotiated=_negotiated(mss_clamp, clock, info=info, scales=scales),
         buffers=Buffers(*buffers),
@@ -271,6 +271,37 @@ def _readable(sock: socket.socket, length: int) -> bytes:
             "(urgent data, or no hold)"
         )
     return data
+
+
+def _with_mark(
+    sock: socket.socket, to_mark: int, length: int, *, unread: bool, settings: Settings
+) -> bytes:
+    """The receive queue with a byte of urgent data at offset ``to_mark``.
+
+    Reading stops there, so it is read in two parts. The byte is left out if the owner has read it
+    already, out of band; with SO_OOBINLINE it reads it in its place.
+    """
+    inline = _INLINE in settings
+    repair.select_queue(sock, abi.TCP_RECV_QUEUE)
+    sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, 1)
+    try:
+        before = repair.peek_all(sock, to_mark)[:to_mark] if to_mark else b""
+        after = repair.peek_at(sock, to_mark, length - to_mark)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise UnsupportedSocketError(
+            f"{_name(sock)} has urgent data (MSG_OOB) in its receive queue, behind which a kernel "
+            "before 6.9 lets nobody look; it can be moved once what is up to that was read"
+        ) from error
+    finally:
+        sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, int(inline))
+    if len(before) + len(after) != length:
+        raise TcpError(
+            f"{_name(sock)}: {length} bytes are in the receive queue, {len(before)} and "
+            f"{len(after)} could be read (no hold)"
+        )
+    return before + (after if unread or inline else after[1:])
 
 
 def _send_queue(

@@ -17,6 +17,7 @@ The owner sees what it would have seen: ``read() == 0`` after the last byte, EPO
 may acknowledge the peer's FIN a second time; a peer that has sent one takes no harm.
 """
 
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,16 @@ from contextlib import contextmanager
 from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
+from mycoproxy.tcp.playing import peers_data, peers_segment
 from mycoproxy.tcp.replay import inject
-from mycoproxy.tcp.segments import ACK, FIN, SEQUENCE_SPACE, segment
+from mycoproxy.tcp.segments import ACK, FIN, SEQUENCE_SPACE
 from mycoproxy.tcp.state import TcpState, Window
 
 _IFNAMSIZ = 16  # include/uapi/linux/if.h
+_LOST = (
+    "did not arrive at its socket: release has to be called on a thread of the socket's network "
+    "namespace, without a hold"
+)
 _NO_FIN = (
     TcpConnectionState.ESTABLISHED,
     TcpConnectionState.FIN_WAIT1,
@@ -36,19 +42,22 @@ _NO_FIN = (
 )
 
 
-def window_before_fin(state: TcpState) -> Window:
-    """The receive window that a socket needs before the peer's FIN is played to it.
+def window_before_played(state: TcpState) -> Window:
+    """The receive window that a socket needs before the rest of what the peer sent is played to it.
 
-    The FIN has to be inside of it, and the last announcement cannot have been later than that.
+    All of that has to be inside of it, and the last announcement cannot have been later.
     """
-    window, fin = state.window, state.receive.next
-    if not state.fin_received:
+    window, end = state.window, state.next_expected
+    played = len(state.receive.data) - state.played_from + state.fin_received
+    if not played:
         return window
-    edge = (window.rcv_wup + window.rcv_wnd - fin) % SEQUENCE_SPACE
+    begin = (end - played) % SEQUENCE_SPACE
+    edge = (window.rcv_wup + window.rcv_wnd - end) % SEQUENCE_SPACE  # beyond what was played
     if edge > SEQUENCE_SPACE // 2:
         edge = 0
-    announced = fin if window.rcv_wup == state.next_expected else window.rcv_wup
-    room = (fin - announced) % SEQUENCE_SPACE + max(edge, 1)
+    since = (begin - window.rcv_wup) % SEQUENCE_SPACE
+    announced = window.rcv_wup if since < SEQUENCE_SPACE // 2 else begin
+    room = (end + edge - announced) % SEQUENCE_SPACE
     return window._replace(rcv_wup=announced, rcv_wnd=room)
 
 
@@ -59,13 +68,18 @@ def queue_acknowledged_fin(sock: socket.socket, state: TcpState) -> None:
         sock.shutdown(socket.SHUT_WR)
 
 
-def close_again(sock: socket.socket, state: TcpState) -> None:
-    """The rest, on a live socket whose queues are filled. Raises ``OSError``, ``TcpError``."""
+def play_the_rest(sock: socket.socket, state: TcpState) -> None:
+    """The rest, on a live socket whose queues are filled: urgent data, what was closed.
+
+    Raises ``OSError``, ``TcpError``.
+    """
+    if state.receive.urgent is not None:
+        _play_urgent(sock, state)
     if state.fin_received and state.state is not TcpConnectionState.CLOSING:
         _play_fin(sock, state)
     if state.state is TcpConnectionState.FIN_WAIT2:
         with _of_any_device(sock):
-            _play(state, flags=ACK, sequence=state.receive.next)
+            inject([peers_segment(state, flags=ACK, sequence=state.receive.next)])
     elif state.fin_sent:
         sock.shutdown(socket.SHUT_WR)
     if state.state is TcpConnectionState.CLOSING:
@@ -74,17 +88,28 @@ def close_again(sock: socket.socket, state: TcpState) -> None:
         sock.shutdown(socket.SHUT_RD)
 
 
+def _play_urgent(sock: socket.socket, state: TcpState) -> None:
+    with _of_any_device(sock), _with_room(sock, state):
+        inject(peers_data(state, state.played_from))
+    if not repair.poll(sock) & select.POLLPRI:
+        raise TcpError(f"the urgent data of {state.remote} {_LOST}")
+
+
 def _play_fin(sock: socket.socket, state: TcpState) -> None:
     # Even a FIN takes some of the receive buffer, which may be full.
-    repair.force_receive_buffer(sock, repair.room(state.buffers.receive, len(state.receive.data)))
-    with _of_any_device(sock):
-        _play(state, flags=FIN | ACK, sequence=state.receive.next)
+    with _of_any_device(sock), _with_room(sock, state):
+        inject([peers_segment(state, flags=FIN | ACK, sequence=state.receive.next)])
     if repair.connection_state(sock) in _NO_FIN:
-        raise TcpError(
-            f"the FIN of {state.remote} did not arrive at its socket: release has to be called on "
-            "a thread of the socket's network namespace, without a hold"
-        )
-    repair.force_receive_buffer(sock, state.buffers.receive)
+        raise TcpError(f"the FIN of {state.remote} {_LOST}")
+
+
+@contextmanager
+def _with_room(sock: socket.socket, state: TcpState) -> Iterator[None]:
+    repair.force_receive_buffer(sock, repair.room(state.buffers.receive, len(state.receive.data)))
+    try:
+        yield
+    finally:
+        repair.force_receive_buffer(sock, state.buffers.receive)
 
 
 @contextmanager
@@ -99,19 +124,3 @@ def _of_any_device(sock: socket.socket) -> Iterator[None]:
         yield
     finally:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-
-
-def _play(state: TcpState, *, flags: int, sequence: int) -> None:
-    """A segment of the peer's that says nothing new about acknowledgement and window."""
-    scale = state.negotiated.window_scale
-    inject(
-        [
-            segment(
-                state.connection,
-                flags=flags,
-                sequence=sequence,
-                acknowledgement=state.send.una,
-                window=state.window.snd_wnd >> (scale.send if scale else 0),
-            )
-        ]
-    )

@@ -59,6 +59,7 @@ _FIELDS: Final = (
     ("remote port", "H"),
     ("send una", "I"),
     ("receive next", "I"),
+    ("receive urgent", "I"),
     ("window snd_wl1", "I"),
     ("window snd_wnd", "I"),
     ("window max_window", "I"),
@@ -113,7 +114,7 @@ def encode_parts(state: TcpState) -> tuple[bytes, bytes, bytes, bytes]:
     remote = _packed("remote", state.remote, version)
     options, values = pack_options(state.options)
     una, sent, unsent = state.send
-    following, received = state.receive
+    following, received, urgent = state.receive
     mss_clamp, scale, sack, timestamps, ecn = state.negotiated
     numbers = (
         version,
@@ -128,6 +129,7 @@ def encode_parts(state: TcpState) -> tuple[bytes, bytes, bytes, bytes]:
         state.remote.port,
         una,
         following,
+        _NOT_URGENT if urgent is None else urgent,
         *state.window,
         mss_clamp,
         *(scale or (0, 0)),
@@ -171,6 +173,7 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
         remote_port,
         una,
         following,
+        urgent,
         snd_wl1,
         snd_wnd,
         max_window,
@@ -220,7 +223,11 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
         Endpoint(socket.inet_ntop(family, remote), remote_port),
         _STATES[number],
         SendQueue(una, bytes(view[sent_at:unsent_at]), bytes(view[unsent_at:])),
-        ReceiveQueue(following, bytes(view[received_at:sent_at])),
+        ReceiveQueue(
+            following,
+            bytes(view[received_at:sent_at]),
+            None if urgent == _NOT_URGENT else urgent,
+        ),
         Window(snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup),
         Negotiated(
             mss_clamp,
@@ -239,6 +246,7 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
     return state
 
 
+_NOT_URGENT: Final = 0xFFFFFFFF
 _START: Final = MAGIC + bytes([VERSION])
 
 

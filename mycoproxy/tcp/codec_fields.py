@@ -53,6 +53,9 @@ def check(state: TcpState, local: bytes, remote: bytes) -> None:
         names = ", ".join(each.name for each in _MOVABLE)
         raise wrong(state, "state", f"one of {names}", state.state.name)
     _check_numbers(state)
+    urgent = state.receive.urgent
+    if urgent is not None and not 0 <= urgent < len(state.receive.data):
+        raise wrong(state, "receive urgent", "an offset in the receive queue", urgent)
     if state.options:
         check_settings(state.options, str(state.connection))
     if state.state is _CLOSE:
@@ -142,6 +145,8 @@ def _check_ended(state: TcpState, remote: bytes) -> None:
     if state.remote.port or any(remote):
         raise wrong(state, "remote", "no address and port 0 in CLOSE", f"{state.remote}")
     _check_nothing_sent(state)
+    if state.receive.urgent is not None:
+        raise wrong(state, "receive urgent", "none in CLOSE", state.receive.urgent)
     if state.receive.data and not state.shut_down:  # tcp_disconnect purges it (net/ipv4/tcp.c)
         raise wrong(state, "receive queue", "none in CLOSE without shut_down", state.receive.data)
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.tcp import abi, repair
-from mycoproxy.tcp.errors import TcpError
+from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError
 from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.replay import inject
 from mycoproxy.tcp.segments import ACK, FIN, RST, segment
@@ -39,6 +39,11 @@ def capture(sock: socket.socket, *, family: socket.AddressFamily, settings: Sett
     """The state of a socket in CLOSE. Its pending error is read, and thereby taken: ``restore``
     gives it back. Raises ``TcpError``."""
     events = repair.poll(sock)
+    if events & select.POLLPRI:
+        raise UnsupportedSocketError(
+            f"{sock} has ended, and urgent data (MSG_OOB) waits to be read; it can be moved once "
+            "that is done"
+        )
     try:
         length = repair.queued_bytes(sock, abi.SIOCINQ)
         data = repair.peek_all(sock, length) if length else b""

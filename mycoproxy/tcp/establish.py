@@ -93,11 +93,11 @@ def establish(
             _bind_only(sock, wanted.local)
             return remarks
         _connect(sock, wanted)
-        if wanted.receive.data or wanted.send.sent:
+        if wanted.played_from or wanted.send.sent:
             _fill_queues(sock, wanted)
         if wanted.options:
             remarks += options.apply(sock, wanted.options, When.BEFORE_LIVE)
-        window = closing.window_before_fin(wanted)
+        window = closing.window_before_played(wanted)
         _FINISH.run(
             sock.fileno(),
             _FINISH_INPUTS.pack(
@@ -242,12 +242,12 @@ def _check_bind(sock: socket.socket, local: Endpoint, number: int) -> None:
 
 def _fill_queues(sock: socket.socket, state: TcpState) -> None:
     try:
-        if state.receive.data:
+        if state.played_from:
             repair.force_receive_buffer(
                 sock, repair.room(state.buffers.receive, len(state.receive.data))
             )
             repair.select_queue(sock, abi.TCP_RECV_QUEUE)
-            repair.write_queue(sock, state.receive.data)
+            repair.write_queue(sock, state.receive.data[: state.played_from])
         if state.send.sent:
             repair.select_queue(sock, abi.TCP_SEND_QUEUE)
             repair.write_queue(sock, state.send.sent)

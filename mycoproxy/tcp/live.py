@@ -65,8 +65,12 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
         remarks = options.apply(sock, state.options, When.LIVE) if state.options else []
         if state.send.unsent:
             _send_unsent(sock, state.send.unsent)
-        if state.state is not TcpConnectionState.ESTABLISHED or state.shut_down:
-            closing.close_again(sock, state)
+        if (
+            state.state is not TcpConnectionState.ESTABLISHED
+            or state.shut_down
+            or state.receive.urgent is not None
+        ):
+            closing.play_the_rest(sock, state)
         repair.force_send_buffer(sock, state.buffers.send)
         repair.set_buffer_lock(sock, state.buffers.lock)
         if state.receive.data:

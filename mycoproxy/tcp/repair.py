@@ -153,15 +153,22 @@ def peek_all(sock: socket.socket, length: int) -> bytes:
 
     From its beginning, wherever SO_PEEK_OFF stands (it is left there).
     """
-    # One more is asked for, to notice that more is there.
-    offset = sock.getsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF)
-    if offset < 0:
-        return peek_queue(sock, length + 1)
-    sock.setsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF, -1)
+    if sock.getsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF) < 0:
+        return peek_queue(sock, length + 1)  # one more, to notice that more is there
+    return peek_at(sock, -1, length)
+
+
+def peek_at(sock: socket.socket, offset: int, length: int) -> bytes:
+    """The same from ``offset`` on (-1: as if SO_PEEK_OFF were not set).
+
+    Raises ``OSError``: EOPNOTSUPP before Linux 6.9.
+    """
+    before = sock.getsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF)
+    sock.setsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF, offset)
     try:
         return peek_queue(sock, length + 1)
     finally:
-        sock.setsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF, offset)
+        sock.setsockopt(socket.SOL_SOCKET, abi.SO_PEEK_OFF, before)
 
 
 def room(size: int, queued: int) -> int:

@@ -87,10 +87,12 @@ def segment(
     window: int = 0,
     options: bytes = b"",
     data: bytes = b"",
+    urgent: int = 0,
 ) -> Segment:
     """A segment that ``connection.remote`` might have sent. Numbers are taken modulo 2**32.
 
-    ``window`` as in the header: unscaled, cut to 16 bits. ``options`` are padded.
+    ``window`` as in the header: unscaled, cut to 16 bits. ``options`` are padded. ``urgent`` is the
+    urgent pointer.
     """
     options += b"\1" * (-len(options) % 4)  # TCPOPT_NOP
     header = _TCP_HEADER.pack(
@@ -102,7 +104,7 @@ def segment(
         flags,
         min(window, 0xFFFF),
         0,
-        0,
+        urgent,
     )
     return Segment(connection, header + options + data)
 

@@ -4,7 +4,7 @@ What is in here is what the peer can tell apart. Left behind, because the kernel
 put it back, are: the congestion window and the round trip estimate (the connection starts like a
 new one), out-of-order segments (the peer sends them again: a SACK may be withdrawn), the peer's
 last timestamp (learned again with its first segment), ECN (the connection goes on without), and
-urgent data.
+the mark of urgent data that we have sent.
 """
 
 import socket
@@ -49,10 +49,12 @@ class ReceiveQueue(NamedTuple):
     """Bytes that were acknowledged and not yet read.
 
     ``next`` is the number *after* the last, and that of the peer's FIN if it has sent one.
+    ``urgent``: the offset in ``data`` of a byte of urgent data (MSG_OOB) that waits to be read.
     """
 
     next: int
     data: bytes
+    urgent: int | None = None
 
 
 class Window(NamedTuple):
@@ -149,6 +151,12 @@ class TcpState:
     def fin_received(self) -> bool:
         """The peer's FIN has arrived."""
         return self.state in FIN_RECEIVED
+
+    @property
+    def played_from(self) -> int:
+        """The offset in the receive queue from which on it is played as segments (``playing``)."""
+        data, urgent = self.receive.data, self.receive.urgent
+        return len(data) if urgent is None else urgent
 
     @property
     def next_expected(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from tcp_lab import Move, exchange, fill, receive_exactly, settle
+from tcp_lab import Move, exchange, fill, receive_exactly
 
 from mycoproxy import tcp
 from mycoproxy.addresses import Endpoint
@@ -251,26 +251,3 @@ def test_a_target_without_a_route_is_named(network: Any, move: Move) -> None:
     cause = caught.value.__cause__
     assert isinstance(cause, OSError)
     assert cause.errno == errno.ENETUNREACH
-
-
-@pytest.mark.parametrize("inline", [0, 1])
-@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
-def test_urgent_data_is_refused_by_name_until_it_is_read_past(
-    move: Move, inline: int, read: bool
-) -> None:
-    move.build()
-    move.connect()
-    move.server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, inline)
-    move.client.sendall(b"before")
-    move.client.send(b"!", socket.MSG_OOB)
-    move.client.sendall(b"after")
-    settle(move.client)
-    if read and not inline:
-        assert move.server.recv(1, socket.MSG_OOB) == b"!"
-    with pytest.raises(tcp.UnsupportedSocketError, match=r"10\.99\.0\.1.*urgent"):
-        tcp.capture(move.server, peek=True)
-    assert move.server.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE) == inline
-    assert receive_exactly(move.server, 6) == b"before"
-    assert receive_exactly(move.server, 5 + inline) == b"!"[:inline] + b"after"
-    tcp.capture(move.server, peek=True)
-    exchange(move.client, move.server)
