@@ -100,8 +100,7 @@ class WaitingConnections:
                 with sock:  # silent: it is in repair mode
                     # Its options are the listener's, which hands them down on the target too.
                     state = capture(sock, settings=())
-                said_nothing = not state.receive.data and not state.fin_received
-                handshake = said_nothing and on_the_wire(state.connection) in completed
+                handshake = on_the_wire(state.connection) in completed
                 self._taken.append(Waiting(listener, state, handshake))
         return self._taken
 

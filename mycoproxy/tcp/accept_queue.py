@@ -72,23 +72,52 @@ _HANDSHAKE_STATES = (TcpConnectionState.SYN_RECV, TcpConnectionState.NEW_SYN_REC
 
 
 def take(listener: socket.socket) -> list[socket.socket]:
-    """Accept everything that waits, in order. The listener's tasks must stand.
+    """Accept everything that waits, in order. Under the hold; the listener's tasks must stand.
 
-    What the client has reset meanwhile is closed and left out. Raises ``OSError``.
+    What the client has reset meanwhile is closed and left out. A connection of TCP Fast Open waits
+    here before its handshake is complete; that is completed, as ``handshakes`` does with others.
+    On a thread of the listener's network namespace. Raises ``OSError``, ``TcpError``.
     """
     taken: list[socket.socket] = []
     try:
         for _ in range(repair.accept_queue(listener).waiting):
             connection, _ = listener.accept()
-            if repair.connection_state(connection) is TcpConnectionState.CLOSE:
+            state = repair.connection_state(connection)
+            if state is TcpConnectionState.CLOSE:
                 connection.close()
-            else:
-                taken.append(connection)
+                continue
+            taken.append(connection)
+            if state is TcpConnectionState.SYN_RECV:
+                _acknowledge_syn_ack(connection)
     except BaseException:
         for connection in taken:
             connection.close()
         raise
     return taken
+
+
+def _acknowledge_syn_ack(sock: socket.socket) -> None:
+    reuse_address = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    repair.enter(sock)
+    repair.select_queue(sock, abi.TCP_RECV_QUEUE)
+    received = repair.queue_sequence(sock)
+    repair.select_queue(sock, abi.TCP_SEND_QUEUE)
+    sent = repair.queue_sequence(sock)
+    repair.leave(sock, probe=False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse_address)
+    name = FourTuple(Endpoint(*sock.getsockname()[:2]), Endpoint(*sock.getpeername()[:2]))
+    # As large a window as can be said without scaling; the client's next segment says better.
+    inject(
+        [
+            segment(
+                on_the_wire(name),
+                flags=ACK,
+                sequence=received,
+                acknowledgement=sent,
+                window=0xFFFF,
+            )
+        ]
+    )
 
 
 def put(listener: socket.socket, states: Iterable[TcpState]) -> list[TcpState]:

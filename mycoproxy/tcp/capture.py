@@ -59,7 +59,8 @@ def capture(
 
     With ``peek`` the socket is back in normal operation when this returns, and the peer has
     noticed nothing. Without a hold the state is one that the connection has had, as a whole, only
-    if nothing arrived meanwhile. No task may use the socket during the call.
+    if nothing arrived meanwhile. No task may use the socket during the call, and one in CLOSE is
+    given back as ``resume`` does it, on a thread of its network namespace.
 
     Raises ``UnsupportedSocketError`` (not TCP, or one that has what cannot be moved),
     ``UnsupportedStateError`` (LISTEN: see ``listener``; SYN_RECV), ``TcpError`` (the kernel refused
@@ -96,7 +97,7 @@ def _capture_live(
     except batch.OperationError as error:
         if error.index == _ENTER:
             raise TcpError(f"cannot enter repair mode (CAP_NET_ADMIN needed): {error}") from error
-        repair.leave(sock, probe=False)
+        _leave(sock, reuse_address=1)  # the side on which nothing fails, as in ``live.resume``
         raise TcpError(f"cannot capture {_name(sock) or sock}: {error}") from error
     reuse_address, *fields = _ANSWER.unpack_from(answer, _READ.offsets[0])
     try:

@@ -22,6 +22,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mycoproxy.addresses import Endpoint
 from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
@@ -73,6 +74,10 @@ def play_the_rest(sock: socket.socket, state: TcpState) -> None:
 
     Raises ``OSError``, ``TcpError``.
     """
+    # ``establish`` may have given it another name than the state has.
+    state = state.moved_to(
+        local=Endpoint(*sock.getsockname()[:2]), remote=Endpoint(*sock.getpeername()[:2])
+    )
     if state.receive.urgent is not None:
         _play_urgent(sock, state)
     if state.fin_received and state.state is not TcpConnectionState.CLOSING:

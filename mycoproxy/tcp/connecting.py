@@ -64,6 +64,9 @@ def capture(
 
 def connect(sock: socket.socket, state: TcpState) -> None:
     """Connect ``sock``, which ``establish`` has bound; does not wait. Raises ``OSError``."""
+    repair.force_send_buffer(sock, state.buffers.send)
+    repair.force_receive_buffer(sock, state.buffers.receive)
+    repair.set_buffer_lock(sock, state.buffers.lock)
     if state.negotiated.mss_clamp != NOTHING_NEGOTIATED.mss_clamp:
         sock.setsockopt(_TCP, abi.TCP_MAXSEG, state.negotiated.mss_clamp)
     with without_blocking(sock), suppress(BlockingIOError):

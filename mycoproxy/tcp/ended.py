@@ -5,14 +5,15 @@ stream. The kernel has no way to set any of them, so the socket goes through the
 again: connected in repair mode to its own address, its receive queue filled, and then reset by a
 segment that is played to it over loopback. Nobody outside notices.
 
-A socket that never was connected has nothing of this, and is left as it is.
+A socket that never was connected has nothing of this; it gets its name and its buffers.
 """
 
 import errno
 import os
 import select
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.tcp import abi, repair
@@ -72,9 +73,10 @@ def restore(sock: socket.socket, state: TcpState) -> list[str]:
     Returns what could not be kept: an error that only the network can cause (ETIMEDOUT,
     EHOSTUNREACH) becomes ECONNRESET. Raises ``TcpError``.
     """
-    if not state.shut_down:
-        return []
     try:
+        if not state.shut_down:
+            with _named(sock, state):
+                return []
         repair.disconnect(sock)
         if state.error == errno.ECONNREFUSED and not state.receive.data:
             _be_refused(sock, state)
@@ -90,9 +92,37 @@ def restore(sock: socket.socket, state: TcpState) -> list[str]:
     return [f"the pending error {name} became ECONNRESET"]
 
 
-def _be_reset(sock: socket.socket, state: TcpState) -> None:
+@contextmanager
+def _named(sock: socket.socket, state: TcpState) -> Iterator[None]:
+    """In repair mode, in which it can be bound to its name whoever else has the port.
+
+    Afterwards it is live, with the buffers that it had.
+    """
     repair.enter(sock)
     try:
+        if state.local.port:
+            with _unless_bound():
+                sock.bind(state.local)
+        yield
+    finally:
+        repair.leave(sock, probe=False)
+        sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(state.reuse_address))
+        repair.force_send_buffer(sock, state.buffers.send)
+        repair.force_receive_buffer(sock, state.buffers.receive)
+        repair.set_buffer_lock(sock, state.buffers.lock)
+
+
+@contextmanager
+def _unless_bound() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def _be_reset(sock: socket.socket, state: TcpState) -> None:
+    with _named(sock, state):
         repair.select_queue(sock, abi.TCP_RECV_QUEUE)
         repair.set_queue_sequence(sock, _SEQUENCE)
         repair.select_queue(sock, abi.TCP_SEND_QUEUE)
@@ -104,8 +134,6 @@ def _be_reset(sock: socket.socket, state: TcpState) -> None:
             )
             repair.select_queue(sock, abi.TCP_RECV_QUEUE)
             repair.write_queue(sock, state.receive.data)
-    finally:
-        repair.leave(sock, probe=False)
     following = _SEQUENCE + len(state.receive.data)
     if state.error == errno.EPIPE:  # what a reset becomes after a FIN (tcp_reset)
         inject(
@@ -113,9 +141,6 @@ def _be_reset(sock: socket.socket, state: TcpState) -> None:
         )
         following += 1
     inject([segment(connection, flags=RST, sequence=following)])
-    sock.setsockopt(_SOCKET, socket.SO_REUSEADDR, int(state.reuse_address))
-    repair.force_receive_buffer(sock, state.buffers.receive)
-    repair.set_buffer_lock(sock, state.buffers.lock)
 
 
 def _connect_to_itself(sock: socket.socket, state: TcpState) -> FourTuple:
@@ -134,6 +159,8 @@ def _connect_to_itself(sock: socket.socket, state: TcpState) -> FourTuple:
 
 def _be_refused(sock: socket.socket, state: TcpState) -> None:
     """Connect where nobody listens: the answer over loopback is there when connect returns."""
+    with _named(sock, state):
+        pass
     with socket.socket(state.family, socket.SOCK_STREAM) as nobody:
         nobody.bind((_own_address(state), 0))  # bound, but not listening
         with without_blocking(sock), suppress(BlockingIOError):

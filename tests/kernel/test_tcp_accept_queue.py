@@ -52,7 +52,7 @@ class Queue(Move):
         """Hold, take everything out of the source's queue, capture, forget the source."""
         self.hold()
         self._nft("a", SHIELD)
-        taken = accept_queue.take(self.old)
+        taken = self.a.call(accept_queue.take, self.old)
         states = [tcp.decode(tcp.encode(tcp.capture(one))) for one in taken]
         for one in taken:
             one.close()
@@ -279,7 +279,7 @@ def test_a_handshake_under_way_is_completed(queue: Queue, what: str, where: str)
     assert queue.old.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) == (
         queue.new.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
     )
-    (taken,) = accept_queue.take(queue.old)
+    (taken,) = queue.a.call(accept_queue.take, queue.old)
     state = tcp.capture(taken)
     taken.close()
     assert (state.send.una, state.receive.next) == (known.ours + 1, known.theirs + 1)
@@ -354,3 +354,30 @@ def test_nobody_listening_is_named(queue_v4: Queue) -> None:
     elsewhere = [state.moved_to(local=state.local._replace(port=9)) for state in states]
     with pytest.raises(tcp.TcpError, match="anyone listen"):
         queue_v4.b.call(accept_queue.put, queue_v4.new, elsewhere)
+
+
+def test_a_fast_open_connection_whose_handshake_is_not_complete(queue_v4: Queue) -> None:
+    """It is in the accept queue with its first data before the client's acknowledgement."""
+    queue_v4.prepare()
+    queue_v4.c.sysctl("net.ipv4.tcp_fastopen", 0x1 | 0x4)  # a client, also without a cookie
+    queue_v4.a.sysctl("net.ipv4.tcp_fastopen", 0x2 | 0x200)  # a server that wants no cookie
+    queue_v4.old.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
+    rules = LOSE_AT_CLIENT["the client's acknowledgement is lost"]
+    assert rules is not None
+    queue_v4._nft("c", rules)
+    client = queue_v4.c.call(socket.socket)
+    queue_v4.stack.callback(client.close)
+    client.settimeout(DEADLINE)
+    queue_v4.c.call(client.sendto, b"at once", socket.MSG_FASTOPEN, (queue_v4.server_address, PORT))
+    wait_until(lambda: repair.accept_queue(queue_v4.old).waiting == 1, "in the queue")
+    queue_v4.hold()
+    queue_v4._nft("a", SHIELD)
+    (taken,) = queue_v4.a.call(accept_queue.take, queue_v4.old)
+    state = tcp.capture(taken)
+    taken.close()
+    queue_v4._nft("c", "delete table inet lab\n")
+    agreed = queue_v4.put([state])
+    queue_v4.b.call(accept_queue.announce, agreed)
+    server = accept(queue_v4)
+    assert receive_exactly(server, 7) == b"at once"
+    exchange(client, server)
