@@ -59,8 +59,8 @@ def capture(
 
     With ``peek`` the socket is back in normal operation when this returns, and the peer has
     noticed nothing. Without a hold the state is one that the connection has had, as a whole, only
-    if nothing arrived meanwhile. No task may use the socket during the call, and one in CLOSE is
-    given back as ``resume`` does it, on a thread of its network namespace.
+    if nothing arrived meanwhile, and of a socket in CLOSE the pending error is not looked at, as
+    that would take it. No task may use the socket during the call.
 
     Raises ``UnsupportedSocketError`` (not TCP, or one that has what cannot be moved),
     ``UnsupportedStateError`` (LISTEN: see ``listener``; SYN_RECV), ``TcpError`` (the kernel refused
@@ -76,10 +76,7 @@ def capture(
             raise UnsupportedSocketError(f"{_name(sock) or sock} cannot be moved: {reason}")
         settings = options.read(sock, connected=connected)
     if not connected:
-        captured = ended.capture(sock, family=family, settings=settings)
-        if peek:
-            ended.restore(sock, captured)
-        return captured
+        return ended.capture(sock, family=family, settings=settings, peek=peek)
     if state not in _SYNCHRONIZED and state is not TcpConnectionState.SYN_SENT:
         raise UnsupportedStateError(state, _name(sock), _WANTED)
     captured, reuse_address = _capture_live(sock, family=family, settings=settings)

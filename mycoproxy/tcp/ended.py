@@ -36,9 +36,14 @@ NO_WINDOW = Window(0, 0, 0, 0, 0)
 NOWHERE = {socket.AF_INET: Endpoint("0.0.0.0", 0), socket.AF_INET6: Endpoint("::", 0)}
 
 
-def capture(sock: socket.socket, *, family: socket.AddressFamily, settings: Settings) -> TcpState:
-    """The state of a socket in CLOSE. Its pending error is read, and thereby taken: ``restore``
-    gives it back. Raises ``TcpError``."""
+def capture(
+    sock: socket.socket, *, family: socket.AddressFamily, settings: Settings, peek: bool
+) -> TcpState:
+    """The state of a socket in CLOSE.
+
+    Its pending error can only be read by taking it (SO_ERROR): ``restore`` gives it back. With
+    ``peek`` it is not looked at. Raises ``TcpError``, ``UnsupportedSocketError``.
+    """
     events = repair.poll(sock)
     if events & select.POLLPRI:
         raise UnsupportedSocketError(
@@ -61,7 +66,9 @@ def capture(sock: socket.socket, *, family: socket.AddressFamily, settings: Sett
             reuse_address=bool(sock.getsockopt(_SOCKET, socket.SO_REUSEADDR)),
             options=settings,
             shut_down=bool(events & select.POLLRDHUP),
-            error=sock.getsockopt(_SOCKET, socket.SO_ERROR) if events & select.POLLERR else 0,
+            error=0
+            if peek or not events & select.POLLERR
+            else sock.getsockopt(_SOCKET, socket.SO_ERROR),
         )
     except OSError as error:
         raise TcpError(f"cannot capture the closed socket {sock}: {error}") from error

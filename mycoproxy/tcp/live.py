@@ -19,20 +19,21 @@ _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
 
 
-def resume(sock: socket.socket, state: TcpState | None = None) -> None:
+def resume(sock: socket.socket, state: TcpState | None = None) -> list[str]:
     """Undo ``capture``: the connection goes on where it was.
 
     SO_REUSEADDR, which the kernel clears here, is set to what ``state`` says; without a state it is
     set, because that is the side on which no server's restart can fail with EADDRINUSE. Lift the
-    hold first. Raises ``OSError``.
+    hold first, and call it on a thread of the socket's network namespace. Returns what could not be
+    given back, in words: of a socket in CLOSE some errors. Raises ``OSError``, ``TcpError``.
     """
     if state is not None and state.state is TcpConnectionState.CLOSE:
-        ended.restore(sock, state)
-        return
+        return ended.restore(sock, state)
     repair.leave(sock)
     if state is not None and state.state is not TcpConnectionState.SYN_SENT:
         _remember_closed_window(sock, state)
     _set_reuse_address(sock, state is None or state.reuse_address)
+    return []
 
 
 def release(sock: socket.socket, state: TcpState) -> list[str]:
@@ -59,7 +60,8 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
             connecting.connect(sock, state)
             return _set_all_options(sock, state)
         closing.queue_acknowledged_fin(sock, state)
-        repair.leave(sock)
+        # A FIN is answered like a probe. A second answer would find nobody any more, and be reset.
+        repair.leave(sock, probe=not state.fin_sent)
         _remember_closed_window(sock, state)
         _set_reuse_address(sock, state.reuse_address)
         remarks = options.apply(sock, state.options, When.LIVE) if state.options else []
