@@ -45,9 +45,14 @@ U32: Final = struct.Struct("=I")
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 SO_PEEK_OFF: Final = 42
+SO_MEMINFO: Final = 55
 SO_BUF_LOCK: Final = 72  # Linux 5.14
 
 IPPROTO_MPTCP: Final = 262  # include/uapi/linux/in.h
+
+# The first of SO_MEMINFO's numbers (SK_MEMINFO_*, include/uapi/linux/sock_diag.h): received bytes
+# with their overhead, SO_RCVBUF, bytes under way, SO_SNDBUF.
+MEMINFO_HEAD: Final = struct.Struct("=4I")
 
 # include/uapi/linux/sockios.h
 SIOCINQ: Final = 0x541B

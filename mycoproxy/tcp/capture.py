@@ -99,7 +99,7 @@ def _capture_live(
     reuse_address, *fields = _ANSWER.unpack_from(answer, _READ.offsets[0])
     try:
         # Read again: a segment may have arrived since.
-        state = TcpConnectionState(fields[0])
+        state = repair.STATES[fields[0]]
         if state is TcpConnectionState.SYN_SENT:
             captured = connecting.capture(
                 sock, family=family, reuse_address=bool(reuse_address), settings=settings
@@ -166,18 +166,12 @@ _READ: Final = batch.Program(
         batch.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size, must=True),
         batch.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, abi.U32.pack(abi.TCP_RECV_QUEUE), must=True),
         batch.getsockopt(_TCP, abi.TCP_QUEUE_SEQ, must=True),
-        # Up to the mark of urgent data, and all that there is: they differ if a mark is in it.
-        batch.setsockopt(_SOCKET, socket.SO_OOBINLINE, abi.U32.pack(0), must=True),
         batch.ioctl(abi.SIOCINQ, must=True),
-        batch.setsockopt(_SOCKET, socket.SO_OOBINLINE, abi.U32.pack(1), must=True),
-        batch.ioctl(abi.SIOCINQ, must=True),
-        batch.setsockopt(_SOCKET, socket.SO_OOBINLINE, abi.U32.pack(0), must=True),
         batch.setsockopt(_TCP, abi.TCP_REPAIR_QUEUE, abi.U32.pack(abi.TCP_SEND_QUEUE), must=True),
         batch.getsockopt(_TCP, abi.TCP_QUEUE_SEQ, must=True),
         batch.ioctl(abi.SIOCOUTQ, must=True),
         batch.ioctl(abi.SIOCOUTQNSD, must=True),
-        batch.getsockopt(_SOCKET, socket.SO_SNDBUF, must=True),
-        batch.getsockopt(_SOCKET, socket.SO_RCVBUF, must=True),
+        batch.getsockopt(_SOCKET, abi.SO_MEMINFO, abi.MEMINFO_HEAD.size, must=True),
         batch.getsockopt(_SOCKET, abi.SO_BUF_LOCK, must=True),
         batch.getsockopt(_TCP, abi.TCP_WINDOW_CLAMP, must=True),
         # Nothing that the task may do by accident should reach a queue.
@@ -189,7 +183,8 @@ _INLINE: Final = (next(row.number for row in TABLE if row.name == "SO_OOBINLINE"
 _ANSWER: Final = _READ.unpacker(
     {
         **{0: "i", 2: "B4xBBx", 3: "28s", 4: "28s", 5: "I", 6: "I", 7: "5I"},
-        **dict.fromkeys((9, 11, 13, 16, 17, 18, 19, 20, 21, 22), "I"),
+        **dict.fromkeys((9, 10, 12, 13, 14, 16, 17), "I"),
+        15: "II4xI",  # received bytes, with their overhead; SO_RCVBUF; SO_SNDBUF
     }
 )
 
@@ -205,10 +200,9 @@ def _state(
 ) -> TcpState:
     """The state of a connection from the answer of ``_READ``, and its queues."""
     _, info, scales, local_name, remote_name, mss_clamp, clock, *numbers = fields
-    window = Window(*numbers[:5])
-    received, to_mark, readable, written, unacknowledged, unsent, *buffers = numbers[5:]
-    if _INLINE in settings:
-        sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, 1)
+    window = Window._make(numbers[:5])
+    received, readable, written, unacknowledged, unsent, *memory = numbers[5:]
+    occupied, receive_buffer, send_buffer, lock, window_clamp = memory
     local, local_scope = sockaddr.unpack(local_name)
     remote, remote_scope = sockaddr.unpack(remote_name)
     if local_scope or remote_scope:
@@ -217,12 +211,11 @@ def _state(
         )
     events = repair.poll(sock)
     fin_received = state in FIN_RECEIVED
-    urgent = None
-    if to_mark != readable:
-        urgent = to_mark if events & select.POLLPRI else None
-        data = _with_mark(sock, to_mark, readable, unread=urgent is not None, settings=settings)
-    else:
-        data = _readable(sock, readable) if readable else b""
+    data, urgent = (
+        _receive_queue(sock, readable, unread=bool(events & select.POLLPRI), settings=settings)
+        if occupied
+        else (b"", None)
+    )
     captured = TcpState(
         family=family,
         local=local,
@@ -232,7 +225,7 @@ def _state(
         receive=ReceiveQueue((received - fin_received) % SEQUENCE_SPACE, data, urgent),
         window=window,
         negotiated=_negotiated(mss_clamp, clock, info=info, scales=scales),
-        buffers=Buffers(*buffers),
+        buffers=Buffers(send_buffer, receive_buffer, lock, window_clamp),
         reuse_address=reuse_address,
         options=settings,
         shut_down=bool(events & select.POLLRDHUP) and not fin_received,
@@ -259,32 +252,37 @@ def _negotiated(mss_clamp: int, value: int, *, info: int, scales: int) -> Negoti
     )
 
 
-def _readable(sock: socket.socket, length: int) -> bytes:
-    """The receive queue; ``length`` is without a FIN (tcp_inq, net/ipv4/tcp.c)."""
-    repair.select_queue(sock, abi.TCP_RECV_QUEUE)
-    data = repair.peek_all(sock, length)
-    if len(data) != length:
-        raise TcpError(
-            f"{_name(sock)}: {length} bytes are in the receive queue, {len(data)} could be read "
-            "(urgent data, or no hold)"
-        )
-    return data
+def _receive_queue(
+    sock: socket.socket, to_mark: int, *, unread: bool, settings: Settings
+) -> tuple[bytes, int | None]:
+    """What is in it, and the offset of urgent data that is ``unread``.
 
-
-def _with_mark(
-    sock: socket.socket, to_mark: int, length: int, *, unread: bool, settings: Settings
-) -> bytes:
-    """The receive queue with a byte of urgent data at offset ``to_mark``.
-
-    Reading stops there, so it is read in two parts. The byte is left out if the owner has read it
-    already, out of band; with SO_OOBINLINE it reads it in its place.
+    SIOCINQ and reading stop at the mark of urgent data. With SO_OOBINLINE set the count is that of
+    all there is, without a FIN (tcp_inq, net/ipv4/tcp.c), and the urgent byte is read in its place.
+    If the owner has read it already, out of band, it is left out.
     """
     inline = _INLINE in settings
     repair.select_queue(sock, abi.TCP_RECV_QUEUE)
-    sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, 1)
     try:
+        if inline:
+            sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, 0)
+            to_mark = repair.queued_bytes(sock, abi.SIOCINQ)
+        sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, 1)
+        length = repair.queued_bytes(sock, abi.SIOCINQ)
+        if length == to_mark:
+            return _checked(sock, repair.peek_all(sock, length) if length else b"", length), None
         before = repair.peek_all(sock, to_mark)[:to_mark] if to_mark else b""
-        after = repair.peek_at(sock, to_mark, length - to_mark)
+        after = _behind_mark(sock, to_mark, length - to_mark)
+    finally:
+        sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, int(inline))
+    if not unread and not inline:
+        return _checked(sock, before + after[1:], length - 1), None
+    return _checked(sock, before + after, length), to_mark if unread else None
+
+
+def _behind_mark(sock: socket.socket, to_mark: int, length: int) -> bytes:
+    try:
+        return repair.peek_at(sock, to_mark, length)
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
@@ -292,14 +290,15 @@ def _with_mark(
             f"{_name(sock)} has urgent data (MSG_OOB) in its receive queue, behind which a kernel "
             "before 6.9 lets nobody look; it can be moved once what is up to that was read"
         ) from error
-    finally:
-        sock.setsockopt(_SOCKET, socket.SO_OOBINLINE, int(inline))
-    if len(before) + len(after) != length:
+
+
+def _checked(sock: socket.socket, data: bytes, length: int) -> bytes:
+    if len(data) != length:
         raise TcpError(
-            f"{_name(sock)}: {length} bytes are in the receive queue, {len(before)} and "
-            f"{len(after)} could be read (no hold)"
+            f"{_name(sock)}: {length} bytes are in the receive queue, {len(data)} could be read: "
+            "no hold?"
         )
-    return before + (after if unread or inline else after[1:])
+    return data
 
 
 def _send_queue(

@@ -97,7 +97,11 @@ def establish(
             _fill_queues(sock, wanted)
         if wanted.options:
             remarks += options.apply(sock, wanted.options, When.BEFORE_LIVE)
-        window = closing.window_before_played(wanted)
+        window = (
+            closing.window_before_played(wanted)
+            if wanted.receive.data or wanted.fin_received
+            else wanted.window
+        )
         _FINISH.run(
             sock.fileno(),
             _FINISH_INPUTS.pack(

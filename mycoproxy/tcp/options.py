@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
 from mycoproxy.tcp import batch
@@ -73,15 +73,30 @@ def apply(sock: socket.socket, settings: Iterable[Setting], when: When) -> list[
     Returns a message for each that the kernel refused; an option that has its value already is
     no refusal. Numbers that this version does not know are reported at ``BEFORE_BIND``.
     """
-    refused = []
-    for number, value in sorted(settings, key=_place):
-        option = BY_NUMBER.get(number)
-        if option is None:
-            if when is When.BEFORE_BIND:
-                refused.append(f"option {number}: not known to this version of mycoproxy")
-        elif option.when is when and (reason := _set(sock, option, value)) is not None:
-            refused.append(f"{option.name}={_shown(option, value)}: {reason}")
-    return refused
+    unknown, due = _due(tuple(settings), when)
+    refused = [
+        f"{option.name}={_shown(option, value)}: {reason}"
+        for option, value in due
+        if (reason := _set(sock, option, value)) is not None
+    ]
+    return [*refused, *unknown]
+
+
+# Thousands of connections of one workload have been set up alike.
+@lru_cache(maxsize=1024)
+def _due(
+    settings: Settings, when: When
+) -> tuple[tuple[str, ...], tuple[tuple[Option, int | bytes], ...]]:
+    """The messages for those that are not known, and what is to be set, in its order."""
+    unknown = tuple(
+        f"option {number}: not known to this version of mycoproxy"
+        for number, _ in settings
+        if number not in BY_NUMBER and when is When.BEFORE_BIND
+    )
+    known = sorted((one for one in settings if one[0] in BY_NUMBER), key=_place)
+    return unknown, tuple(
+        (BY_NUMBER[number], value) for number, value in known if BY_NUMBER[number].when is when
+    )
 
 
 class Described(NamedTuple):

@@ -56,13 +56,17 @@ def refusal(sock: socket.socket, signatures: SignatureLookup | None = None) -> s
     Raises ``OSError``.
     """
     answer = _PROGRAM.run(sock.fileno())
+    return _harm(answer) or _fast_open(answer) or _signed(sock, answer, signatures)
+
+
+def _harm(answer: bytes) -> str | None:
     common = answer[_COMMON]
-    if common not in _harmless:  # thousands of sockets answer the same
-        if reason := _not_tcp(answer) or _upper_layer(answer) or _unreadable(answer):
-            return reason
-        if len(_harmless) < _MOST_REMEMBERED:
-            _harmless.add(common)
-    return _fast_open(answer) or _signed(sock, answer, signatures)
+    if common in _harmless:  # thousands of sockets answer the same
+        return None
+    reason = _not_tcp(answer) or _upper_layer(answer) or _unreadable(answer)
+    if reason is None and len(_harmless) < _MOST_REMEMBERED:
+        _harmless.add(common)
+    return reason
 
 
 def _upper_layer(answer: bytes) -> str | None:
