@@ -12,13 +12,14 @@ import click
 from rich.console import Console
 
 from mycoproxy.errors import MycoError, RefusedError
+from netlab import soak_command as soak
 from netlab.report import Report, make_report
 from netlab.runner import Outcome, Progress, Runner, elapsed
 from netlab.scenario import Scenario, load, shipped
 
 
 @click.command()
-@click.argument("scenario", default="demo", shell_complete=lambda *_: shipped())
+@click.argument("scenario", default="demo", shell_complete=lambda *_: [*shipped(), soak.NAME])
 @click.option(
     "--count", type=click.IntRange(min=1), help="So many moves (default: the scenario's)."
 )
@@ -29,6 +30,7 @@ from netlab.scenario import Scenario, load, shipped
     help="Directory for report.json, the picture and, if something fails, the logs "
     "[default: out/SCENARIO].",
 )
+@click.option("--seed", type=int, help="tcp-soak: repeat a run's traffic [default: random].")
 @click.option("--no-plot", is_flag=True, help="Draw no picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def run(
@@ -37,21 +39,29 @@ def run(
     count: int | None,
     name: str | None,
     out: Path | None,
+    seed: int | None,
     no_plot: bool,
     as_json: bool,
 ) -> None:
     """Run SCENARIO (a YAML file, or one that comes with netlab) in a lab of its own.
 
+    tcp-soak is one without a lab of containers: TCP connections in every state, random traffic
+    both ways, moved over a wire that loses, doubles and reorders.
+
     \b
     netlab run demo                     move redis there and back under 50 connections
     netlab run demo --count 10 --json   ten moves, figures as JSON
     netlab run mine.yaml --out /tmp/x
+    netlab run tcp-soak --count 5000    so many connections moved, every byte checked
 
     Progress goes to standard error. Exit status 0: no connection was lost, no byte was wrong, the
     capture has no reset, and nothing was left behind; 1 otherwise.
     """
     if os.geteuid() != 0:
         raise RefusedError("a lab needs root: network namespaces, containers; run this as root")
+    if scenario == soak.NAME:
+        soak.run_soak(count=count, seed=seed, as_json=as_json)
+        return
     wanted = load(Path(scenario))
     directory = out or Path("out") / wanted.name
     progress = elapsed(lambda text: click.echo(text, err=True))

@@ -37,14 +37,18 @@ def learn(requests: Iterable[FourTuple], tap: Tap) -> list[Handshake]:
     """The numbers of those ``requests`` (``local`` is the listener's end) that are under way here.
 
     On a thread of their network namespace; no hold on their packets may be in place, and ``tap``
-    sees outgoing ones. Each can be asked once in half a second (``tcp_oow_rate_limited``). Raises
-    ``TcpError``.
+    sees outgoing ones. Raises ``TcpError``.
     """
     asked = {_reversed(on_the_wire(name)): name for name in requests}
     tap.arrived()
     # Not an ACK: one with a wrong number would be answered with a reset before its place in the
-    # window is looked at. Where there is no request (any more) this is ignored.
-    inject(segment(on_the_wire(name), flags=PSH, sequence=_ANY_SEQUENCE) for name in asked.values())
+    # window is looked at. Where there is no request (any more) this is ignored. With a byte of
+    # data, for only then the answer is sure: others are answered once in half a second, and a SYN
+    # that came twice has been one of them (tcp_oow_rate_limited, net/ipv4/tcp_input.c).
+    inject(
+        segment(on_the_wire(name), flags=PSH, sequence=_ANY_SEQUENCE, data=b"?")
+        for name in asked.values()
+    )
     found: dict[FourTuple, Handshake] = {}
     for answer in tap.arrived():
         name = asked.get(answer.connection)

@@ -5,6 +5,7 @@ it talks to, and changing the route is all the re-homing there is. The place whe
 has its shield up, as a target has before a move and a source after it.
 """
 
+import itertools
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ SERVER: Final = {4: "10.99.0.1", 6: "fd99::1"}
 FAMILY: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 PORT: Final = 7000
 BACKLOG: Final = 256
+CLIENT_PORTS: Final = range(10_000, 60_000)
 
 _WIRE: Final = "wire"
 _WHOLE: Final = {4: 32, 6: 128}
@@ -56,6 +58,7 @@ class Course:
             # Closing a packet socket waits 20 ms for the kernel; many can wait at once.
             self.aside = ThreadPoolExecutor(8, thread_name_prefix="aside")
             stack.callback(self.aside.shutdown)
+            self._ports = itertools.cycle(CLIENT_PORTS)
             self.client = Place("c")
             stack.callback(self.client.close)
             self.client.configure(
@@ -119,6 +122,17 @@ class Course:
         sock.listen(BACKLOG)
         return Listener(0, (), sock, Endpoint(SERVER[version], PORT))
 
+    def client_socket(self, version: int) -> socket.socket:
+        """A fresh socket of the client, bound to a port that no connection had before it."""
+        sock = self.client.socket(FAMILY[version])
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((CLIENT[version], next(self._ports)))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
     def lead_to(self, site: Site) -> None:
         """The client's packets go to ``site``."""
         for version, gateway in site.gateways.items():
@@ -134,6 +148,11 @@ class Course:
         """From now on do this to packets. Raises ``MycoError``."""
         for site in (self.here, self.there):
             site.wire.impair(impairment)
+
+    def notice_losses_after(self, milliseconds: int) -> None:
+        """See `Place`; for connections that are opened, or moved, from now on."""
+        for place in (self.client, self.here.place, self.there.place):
+            place.notice_losses_after(milliseconds)
 
     def close(self) -> None:
         """Take everything down."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from netlab.tcp_soak.course import FAMILY, PORT, SERVER, Course
+from netlab.tcp_soak.course import PORT, SERVER, Course
 from netlab.tcp_soak.drive import pending_error, wait_for, wait_until
 from netlab.tcp_soak.ends import End, Pair
 from netlab.tcp_soak.move import move
@@ -33,7 +33,7 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 def dial(course: Course, version: int) -> End:
     """Begin to connect to the server; the client's end."""
-    client = course.client.socket(FAMILY[version])
+    client = course.client_socket(version)
     client.connect_ex((SERVER[version], PORT))
     return End(client)
 

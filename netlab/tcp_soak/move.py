@@ -61,7 +61,7 @@ class _Source:
         self._waiting = WaitingConnections(self._listeners)
         self._tap: Tap
         self._states: list[TcpState] = []
-        self._names = [_name(end.sock) for end in ends if _is_connected(end.sock)]
+        self._names = [name for end in ends if (name := _name(end.sock)) is not None]
 
     def capture(self) -> list[bytes]:
         hold, ports = self._site.hold, [one.local for one in self._listeners]
@@ -162,13 +162,9 @@ def move(course: Course, ends: Sequence[End], *, waiting: bool = False) -> Moved
     return moved
 
 
-def _is_connected(sock: socket.socket) -> bool:
+def _name(sock: socket.socket) -> FourTuple | None:
+    """None if the connection has ended; the kernel may just be about to end it."""
     try:
-        sock.getpeername()
+        return FourTuple(Endpoint(*sock.getsockname()[:2]), Endpoint(*sock.getpeername()[:2]))
     except OSError:
-        return False
-    return True
-
-
-def _name(sock: socket.socket) -> FourTuple:
-    return FourTuple(Endpoint(*sock.getsockname()[:2]), Endpoint(*sock.getpeername()[:2]))
+        return None

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -105,6 +105,18 @@ class Place:
         made = self.call(socket.socket, family, socket.SOCK_STREAM)
         made.setblocking(False)
         return made
+
+    def notice_losses_after(self, milliseconds: int) -> None:
+        """A shorter least retransmission timeout for what is opened from now on (Linux 6.11).
+
+        The usual 200 ms make a connection over a bad wire wait most of the time.
+        """
+
+        def write() -> None:
+            with suppress(FileNotFoundError):
+                Path("/proc/sys/net/ipv4/tcp_rto_min_us").write_text(str(milliseconds * 1000))
+
+        self.call(write)
 
     def close(self) -> None:
         """Let go of the namespace."""

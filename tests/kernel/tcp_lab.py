@@ -67,10 +67,10 @@ def receive_exactly(sock: socket.socket, count: int) -> bytes:
     return b"".join(parts)
 
 
-def fill(sock: socket.socket, chunk: int = 65536) -> bytes:
+def fill(sock: socket.socket, chunk: int = 65536, most: int = 48 << 20) -> bytes:
     """Write until the kernel takes no single byte more for 50 ms; return what it took."""
     sock.setblocking(False)
-    data = memoryview(os.urandom(48 << 20))
+    data = memoryview(os.urandom(most))
     taken = 0
     while taken < len(data):
         try:
@@ -259,11 +259,12 @@ class Move:
         """The source may send again."""
         self.nft("a", LIFT)
 
-    def roll_back(self, state: tcp.TcpState) -> None:
-        """Everything as it was before ``capture``."""
+    def roll_back(self, state: tcp.TcpState) -> list[str]:
+        """Everything as it was before ``capture``; returns what is not."""
         self.unmute()
         self.route_to("a")
-        self.a.call(tcp.resume, self.server, state)
+        remarks: list[str] = self.a.call(tcp.resume, self.server, state)
+        return remarks
 
     def establish(self, state: tcp.TcpState) -> Any:
         """The address comes to the target, and the connection with it, in repair mode."""

@@ -381,3 +381,28 @@ def test_a_fast_open_connection_whose_handshake_is_not_complete(queue_v4: Queue)
     server = accept(queue_v4)
     assert receive_exactly(server, 7) == b"at once"
     exchange(client, server)
+
+
+def test_a_request_tells_its_numbers_also_just_after_a_second_syn(queue: Queue) -> None:
+    """Which is answered too, and the kernel limits how often it answers."""
+    queue.prepare()
+    rules = LOSE_AT_CLIENT["the client has heard nothing yet"]
+    assert rules is not None
+    queue._nft("c", rules)
+    syns = queue.a.call(lambda: tcp.Tap(only_syn=True))
+    queue.stack.callback(syns.close)
+    client = queue.c.call(socket.socket, socket.AF_INET6 if queue.kind == "v6" else socket.AF_INET)
+    queue.stack.callback(client.close)
+    client.setblocking(False)
+    client.connect_ex((V4 if queue.kind == "mapped" else queue.server_address, PORT))
+    lookup = queue.a.call(SocketLookup)
+    queue.stack.callback(lookup.close)
+    found: list[tcp.Segment] = []
+    wait_until(lambda: found.extend(syns.arrived()) or found, "a SYN")
+    (syn,) = found
+    wait_until(lambda: lookup.find(syn.connection) is not None, "a request")
+    queue.a.call(tcp.inject, [syn])
+    tap = queue.a.call(lambda: tcp.Tap(outgoing=True))
+    queue.stack.callback(tap.close)
+    (known,) = queue.a.call(handshakes.learn, [syn.connection], tap)
+    assert known.theirs == syn.header.sequence

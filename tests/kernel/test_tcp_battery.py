@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from tcp_courses import Courses
 
 from netlab.tcp_soak.battery import CHECKS
-from netlab.tcp_soak.course import Course
 from netlab.tcp_soak.kinds import KINDS, make_pair
 from netlab.wire.impairment import Impairment
 
@@ -15,26 +15,9 @@ pytestmark = pytest.mark.root
 DELAY = Impairment(delay=0.001)
 
 
-class Courses:
-    """The module's course; another one after a test that failed, in whose middle it might be."""
-
-    def __init__(self) -> None:
-        self._made: Course | None = None
-
-    @property
-    def course(self) -> Course:
-        self._made = self._made or Course(DELAY, offload=True)
-        return self._made
-
-    def close(self) -> None:
-        made, self._made = self._made, None
-        if made is not None:
-            made.close()
-
-
 @pytest.fixture(scope="module")
 def courses() -> Iterator[Courses]:
-    made = Courses()
+    made = Courses(DELAY, offload=True)
     yield made
     made.close()
 
