@@ -25,15 +25,15 @@ class Step(Enum):
 
     CONNECTED = "the peer connects, both talk"
     OWNER_BINDS = "the owner binds"
-    PEER_DEAF = "from here on the peer hears nothing"
-    OWNER_DEAF = "from here on the owner hears nothing"
+    PEER_DEAF = "the peer hears nothing any more"
+    OWNER_DEAF = "the owner hears nothing any more"
     OWNER_CONNECTS = "the owner connects"
     NOBODY_LISTENS = "where it connects to, nobody listens"
     PEER_CLOSES = "the peer closes its side"
     OWNER_CLOSES = "the owner closes its side"
     OWNER_STOPS_READING = "the owner shuts down reading"
     PEER_RESETS = "the peer resets"
-    OWNER_WAITS_IN_VAIN = "what it sends is not acknowledged before its TCP_USER_TIMEOUT"
+    OWNER_WAITS_IN_VAIN = "what the owner sends is not acknowledged before its TCP_USER_TIMEOUT"
 
 
 class Queues(Enum):
@@ -42,7 +42,7 @@ class Queues(Enum):
     EMPTY = "empty"
     UNREAD = "unread bytes"
     UNACKNOWLEDGED = "sent, not acknowledged"
-    UNSENT = "unsent (the peer's window is closed)"
+    UNSENT = "unsent, the peer's window closed"
     FULL = "both full to the last byte"
     UNREAD_FULL = "unread bytes, full to the last byte"
 
@@ -50,28 +50,28 @@ class Queues(Enum):
 class Options(Enum):
     """What was negotiated, or what the owner has set."""
 
-    ALL = "all negotiated"
-    NONE = "none negotiated"
-    NO_TIMESTAMPS = "no timestamps"
-    NO_SCALING = "no window scaling"
-    SMALL_MSS = "MSS 300"
-    LOCKED = "buffers set by the owner"
+    ALL = "timestamps, SACK, window scaling"
+    NONE = "none of them"
+    NO_TIMESTAMPS = "all but timestamps"
+    NO_SCALING = "all but window scaling"
+    SMALL_MSS = "all, with segments of 300 bytes (TCP_MAXSEG)"
+    LOCKED = "all, and the owner has set its buffers (SO_RCVBUF, SO_SNDBUF)"
 
 
 class Address(Enum):
     """Which ends have another address after the move."""
 
     KEPT = "kept"
-    LOCAL = "new local address"
-    BOTH = "both new"
+    LOCAL = "with one new address"
+    BOTH = "with two"
 
 
 class Way(Enum):
     """What is done with the captured connection."""
 
     MOVED = "moved"
-    PEEKED = "looked at (peek), and goes on"
-    ROLLED_BACK = "captured, and resumed"
+    PEEKED = "looked at"
+    ROLLED_BACK = "taken back"
 
 
 FAMILIES: Final = ("v4", "v6", "mapped")
@@ -127,7 +127,7 @@ def _because(reason: str, *queues: Queues) -> dict[Queues, str]:
 
 
 _FULL_IS_BOTH: Final = _because(
-    "is part of “both full”, as there is a send queue", Queues.UNREAD_FULL
+    "there is a send queue too, and both are filled", Queues.UNREAD_FULL
 )
 _NO_SEND_QUEUE: Final = _because("the FIN is acknowledged, and so is all before it", *SENDS)
 _ENDED: Final = _because("the end of a connection empties its send queue", *SENDS)
