@@ -217,8 +217,7 @@ TABLE: Final = (
         "SYN_SENT, answer lost",
         S.SYN_SENT,
         "the owner connects; the peer has answered, and the answer is lost",
-        "`connect` goes on, and succeeds (after a second: the peer's half of the first attempt is"
-        " reset)",
+        "`connect` goes on, and succeeds; the peer's kernel drops the first attempt on the way",
         _CONNECTS_AGAIN,
         (Step.OWNER_DEAF, Step.OWNER_CONNECTS),
         _NEVER,
