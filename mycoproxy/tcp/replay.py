@@ -21,6 +21,7 @@ before its shield, on a peer node that holds); capture, re-home, establish, lift
 """
 
 import ctypes
+import os
 import socket
 import struct
 import sys
@@ -43,6 +44,8 @@ from mycoproxy.tcp.segments import (
     parse_packet,
 )
 from mycoproxy.tcp.state import TcpState
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _ETH_P_ALL: Final = 3  # include/uapi/linux/if_ether.h
 _SOL_PACKET: Final = 263  # include/linux/socket.h
@@ -83,14 +86,15 @@ class Tap:
     """
 
     def __init__(self, *, outgoing: bool = False, only_syn: bool = False) -> None:
-        everything = socket.htons(_ETH_P_ALL)
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, everything)
+        # Of no protocol it gets nothing until it is bound: filter and buffer come before.
+        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         try:
             if only_syn:
                 _attach_filter(self._sock, _ONLY_SYN)
             self._sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, int(not outgoing))
             self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _TAP_BUFFER // 2)
             self._sock.setblocking(False)
+            _bind_to_every_interface(self._sock)
         except OSError:
             self._sock.close()
             raise
@@ -139,6 +143,14 @@ class Tap:
         """Packets that did not fit, since the last call (struct tpacket_stats)."""
         stats = self._sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         return int.from_bytes(stats[4:], sys.byteorder)
+
+
+def _bind_to_every_interface(sock: socket.socket) -> None:
+    """bind(2) with no interface, which Python's ``bind`` cannot do (packet(7))."""
+    address = struct.pack("=H2sIHBB8x", socket.AF_PACKET, _ETH_P_ALL.to_bytes(2, "big"), 0, 0, 0, 0)
+    if _libc.bind(sock.fileno(), address, len(address)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"bind a packet socket: {os.strerror(number)}")
 
 
 def _attach_filter(sock: socket.socket, program: Sequence[tuple[int, int, int, int]]) -> None:
