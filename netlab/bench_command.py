@@ -39,9 +39,16 @@ def runtime(*, count: int, as_json: bool) -> None:
     show_default=True,
     help="Connections in the largest handover; the fields' names follow.",
 )
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Gbit/s of the links when throughput is measured; 0: no limit.",
+)
 @click.option("--twin", is_flag=True, help="Compare a moved connection with one that stayed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def tcp(*, count: int, connections: int, twin: bool, as_json: bool) -> None:
+def tcp(*, count: int, connections: int, rate: float, twin: bool, as_json: bool) -> None:
     """Moving TCP connections: time, memory, and throughput afterwards.
 
     \b
@@ -50,6 +57,8 @@ def tcp(*, count: int, connections: int, twin: bool, as_json: bool) -> None:
     netlab bench tcp --count 5             more rounds of everything (five times as many of
                                            the handovers of up to 1,000)
     netlab bench tcp --connections 1000    a smaller handover, handover_1000_s
+    netlab bench tcp --rate 0              throughput as far as the processor goes (which varies
+                                           by itself, twofold on a small machine)
     netlab bench tcp --twin                no timing: two connections with one history, one of
                                            them moved; what ss -tino says of both, side by side
                                            (exit status 1 if the moved one is worse)
@@ -78,7 +87,7 @@ def tcp(*, count: int, connections: int, twin: bool, as_json: bool) -> None:
         table = tables.twins(figures)
     else:
         figures = bench_tcp.measure(
-            count, lambda text: click.echo(text, err=True), most=connections
+            count, lambda text: click.echo(text, err=True), most=connections, rate=rate
         )
         table = tables.figures(figures)
     if as_json:

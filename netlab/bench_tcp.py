@@ -13,7 +13,7 @@ from netlab.tcp_bench.child import Child, descriptors
 from netlab.tcp_bench.handover import Handover, Handovers
 from netlab.tcp_bench.peer import Peer
 from netlab.tcp_bench.places import Places
-from netlab.tcp_bench.throughput import Windows
+from netlab.tcp_bench.throughput import RATE, Windows
 from netlab.tcp_bench.twins import Twins
 
 Progress = Callable[[str], None]
@@ -42,11 +42,13 @@ def measure(
     progress: Progress,
     *,
     most: int = MOST,
+    rate: float = RATE,
     windows: Windows | None = None,
 ) -> dict[str, object]:
     """All figures, as ``netlab bench tcp --json`` prints them. Medians of ``rounds`` rounds.
 
-    The handovers have up to ``most`` connections. Raises ``MycoError``: a step failed, or a
+    The handovers have up to ``most`` connections; for throughput the links are limited to ``rate``
+    Gbit/s (0: not limited). Raises ``MycoError``: a step failed, or a
     connection did not work afterwards.
     """
     windows = windows or Windows()
@@ -65,7 +67,8 @@ def measure(
         memory = cost.memory(places, peer, min(_MEASURED, most))
         progress(f"memory: {memory.heap:.0f} bytes a connection, {memory.encoded:.0f} encoded")
         by_size = _handovers(places, peer, rounds, sizes(most), progress)
-        rates = _throughput(places, peer, rounds, windows, progress)
+        with places.limited(rate):
+            rates = _throughput(places, peer, rounds, windows, progress)
     largest = by_size[most]
     directions = {
         name: {
@@ -95,6 +98,7 @@ def measure(
         "throughput_ratio_after_move": round(
             min(median(each.ratio for each in found) for found in rates.values()), 3
         ),
+        "link_gbit_s": rate or None,
         "throughput": directions,
     }
 

@@ -10,8 +10,8 @@ The namespaces end with the process, also if it is killed.
 import os
 import socket
 import struct
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,10 @@ _TO_TARGET: Final = ("10.98.2.1/24", "10.98.2.2/24")
 # struct nlmsgerr after struct nlmsghdr (include/uapi/linux/netlink.h)
 _ERROR: Final = struct.Struct("=16xi")
 _ANSWER: Final = 8192
+# Of a limited link, bytes: what may leave at once (a packet that is not cut yet, 64 KiB, and more),
+# and what may wait.
+_BURST: Final = 1 << 17
+_QUEUE: Final = 1 << 20
 _DISCARD_PORT: Final = 9
 _DEADLINE: Final = 5.0  # seconds
 
@@ -74,6 +78,24 @@ class Places:
     def lead_to_target(self) -> None:
         """Let the client's packets to ``MOVING`` go to the target."""
         self._routes.replace(self._to_target)
+
+    @contextmanager
+    def limited(self, rate: float) -> Iterator[None]:
+        """Every link, each way, at ``rate`` Gbit/s and no more. 0: as fast as it can."""
+        ends = (
+            (self.client, "source"),
+            (self.client, "target"),
+            (self.source, "client"),
+            (self.target, "client"),
+        )
+        if not rate:
+            yield
+            return
+        with ExitStack() as stack:
+            for worker, device in ends:
+                worker.call(_limit, device, int(rate * 1e9 / 8))
+                stack.callback(worker.call, _unlimit, device)
+            yield
 
     def close(self) -> None:
         """End the namespaces, once no process and no socket is left in them."""
@@ -136,6 +158,17 @@ def _configure(interface: Interface, gateway: str, addresses: Sequence[str]) -> 
     loopback = [ip_interface(f"{address}/32") for address in addresses]
     route = Route(to="default", via=ip_address(gateway))
     links.configure([("lo", loopback), ("client", [interface])], [route])
+
+
+def _limit(device: str, rate: int) -> None:
+    with links.rtnetlink(f"cannot limit the rate of {device}") as netlink:
+        index = netlink.link_lookup(ifname=device)[0]
+        netlink.tc("add", "tbf", index=index, handle="1:0", rate=rate, burst=_BURST, limit=_QUEUE)
+
+
+def _unlimit(device: str) -> None:
+    with links.rtnetlink(f"cannot remove the limit of {device}") as netlink:
+        netlink.tc("del", index=netlink.link_lookup(ifname=device)[0], handle="1:0", root=True)
 
 
 def _meet(gateway: str) -> None:

@@ -27,10 +27,12 @@ def figures(found: Mapping[str, Any]) -> RenderableType:
         f"{found['bytes_per_connection']} bytes, {found['encoded_bytes']} encoded",
         "≤ 2048 and queues",
     )
+    limit = found["link_gbit_s"]
     for direction, rates in found["throughput"].items():
         table.add_row(
             f"throughput after/before, {direction.replace('_', ' ')}",
-            f"{rates['ratio']}  ({rates['after_mbit_s']}/{rates['before_mbit_s']} Mbit/s)",
+            f"{rates['ratio']}  ({rates['after_mbit_s']}/{rates['before_mbit_s']} Mbit/s"
+            + (f"; link: {limit * 1000:.0f})" if limit else ")"),
             "≥ 0.95",
         )
     return Group(table, _handovers(found))

@@ -23,7 +23,7 @@ from netlab.tcp_bench.peer import Peer
 from netlab.tcp_bench.places import Places
 from netlab.tcp_bench.series import Series
 from netlab.tcp_bench.single_move import SingleMove
-from netlab.tcp_bench.throughput import Windows
+from netlab.tcp_bench.throughput import RATE, Windows, to_client, to_server
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(90)]
 
@@ -71,6 +71,7 @@ def test_every_field_is_there_and_makes_sense() -> None:
     assert set(found["throughput"]) == {"to_client", "to_server"}
     assert all(each["before_mbit_s"] > 0 for each in found["throughput"].values())
     assert found["throughput_ratio_after_move"] > 0
+    assert found["link_gbit_s"] == RATE
     assert len(said) >= 4  # progress
     tables.figures(found)
     assert open_files() == files
@@ -132,6 +133,16 @@ def test_a_child_that_ends_is_noticed(places: Places) -> None:
         peer.start("no_such_method")
         with pytest.raises(MycoError, match="has ended"):
             peer.result()
+
+
+def test_a_limited_link_carries_no_more_than_its_rate(places: Places, peer: Child) -> None:
+    windows = Windows(warm=0.2, width=0.3, after=0.3)
+    with places.limited(0.1):
+        for rates in (to_client(places, peer, windows), to_server(places, peer, windows)):
+            assert 0 < rates.before * 8e-9 < 0.11
+            assert 0 < rates.after * 8e-9 < 0.11
+    with places.limited(0.1):  # as often as one likes
+        pass
 
 
 def test_too_many_descriptors_are_refused_beforehand() -> None:
