@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -211,3 +212,28 @@ def test_both_ends_may_change_their_address(network: Any) -> None:
             exchange(again, moved)
             assert again.getpeername() == here
             assert moved.getpeername() == there
+
+
+@pytest.mark.parametrize("size", [100, 20_000])
+def test_what_was_lost_before_the_move_does_not_wait_for_a_first_estimate(
+    move: Move, size: int
+) -> None:
+    """A socket without an estimate of its round trip waits a second, and longer (RFC 6298, 2.1)."""
+    move.build()
+    move.connect()
+    exchange(move.client, move.server)
+    move.shield("c", up=True)  # the client hears nothing
+    sent = stream(size)
+    move.server.sendall(sent)
+    state = move.capture()
+    assert state.send.sent == sent
+    move.shield("c", up=False)
+    move.move(state)
+    wait_until(lambda: retransmission_timeout_us(move.moved) < 1_000_000, "an estimate")
+    assert receive_exactly(move.client, size) == sent
+    exchange(move.client, move.moved)
+
+
+def retransmission_timeout_us(sock: socket.socket) -> int:
+    """``tcpi_rto`` (struct tcp_info, include/uapi/linux/tcp.h)."""
+    return struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 12), 8)[0]
