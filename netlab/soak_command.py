@@ -2,12 +2,11 @@
 
 import json
 import secrets
-import time
 
 import click
 
 from mycoproxy.errors import MycoError
-from netlab.tcp_soak.soak import Soak
+from netlab.tcp_soak.soak import Result, Soak
 
 NAME = "tcp-soak"
 MOVES = 2000
@@ -16,32 +15,21 @@ MOVES = 2000
 def run_soak(*, count: int | None, seed: int | None, as_json: bool) -> None:
     """Run it, print what it came to. Raises ``MycoError`` if anything was wrong."""
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
-    begin = time.monotonic()
-    tally = Soak(seed=chosen, progress=lambda text: click.echo(text, err=True)).run(count or MOVES)
-    seconds = time.monotonic() - begin
-    figures = {
-        "moves": tally.moves,
-        "bytes_checked": tally.bytes_checked,
-        "bytes_wrong": tally.bytes_wrong,
-        "resets": tally.resets,
-        "failures": len(tally.failures),
-        "failures_seen": tally.failures,
-        "connections": tally.connections,
-        "handovers": tally.handovers,
-        "moves_by_state": dict(tally.by_state.most_common()),
-        "seconds": round(seconds, 1),
-        "seed": chosen,
-    }
+    result = Soak(count or MOVES, chosen, lambda text: click.echo(text, err=True)).run()
     if as_json:
-        click.echo(json.dumps(figures))
+        click.echo(json.dumps(vars(result)))
     else:
-        click.echo(
-            f"{tally.moves} moves of {tally.connections} connections in {tally.handovers} "
-            f"handovers, {seconds:.0f} s: {tally.bytes_checked} bytes checked, "
-            f"{tally.bytes_wrong} wrong, {tally.resets} resets, {len(tally.failures)} failures"
-        )
-        for state, number in tally.by_state.most_common():
-            click.echo(f"  {state:<12} {number}")
-    if not tally.ok:
-        first = tally.failures[0] if tally.failures else "see the figures"
-        raise MycoError(f"the soak failed (--seed {chosen}): {first}")
+        _print(result)
+    if not result.is_good:
+        first = result.messages[0] if result.messages else "see the figures"
+        raise MycoError(f"the soak failed (again with --seed {chosen}): {first}")
+
+
+def _print(result: Result) -> None:
+    click.echo(
+        f"{result.moves} moves of {result.connections} connections in {result.seconds:.0f} s: "
+        f"{result.bytes_checked} bytes checked, {result.bytes_wrong} wrong, "
+        f"{result.resets} resets, {result.failures} failures"
+    )
+    for state, number in result.moves_by_state.most_common():
+        click.echo(f"  {state:<12} {number}")

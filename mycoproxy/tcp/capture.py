@@ -203,6 +203,10 @@ def _state(
     window = Window._make(numbers[:5])
     received, readable, written, unacknowledged, unsent, *memory = numbers[5:]
     occupied, receive_buffer, send_buffer, lock, window_clamp = memory
+    beyond = (window.snd_wl1 - received - window.rcv_wnd) % SEQUENCE_SPACE
+    if 0 < beyond < SEQUENCE_SPACE // 2:
+        # The window was last updated by a segment out of order, which does not move along.
+        window = window._replace(snd_wl1=received)
     local, local_scope = sockaddr.unpack(local_name)
     remote, remote_scope = sockaddr.unpack(remote_name)
     if local_scope or remote_scope:
