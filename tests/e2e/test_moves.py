@@ -65,10 +65,11 @@ def test_streams_in_flight_arrive_whole_and_an_upload_is_acknowledged_in_the_fre
     assert len(uploads) == 4
     for upload in uploads:
         # What the client sent during the freeze was acknowledged during the freeze, all of it but
-        # what was on its way when the handover began, or until the window was full.
-        assert upload["acknowledged"] > 0, upload
+        # what was on its way when the handover began, or until the window was full. One that waits
+        # for redis to answer its last value sends nothing.
         on_its_way = upload["sent"] - upload["acknowledged"]
         assert upload["window_full"] or on_its_way < 1 << 20, upload
+    assert any(upload["acknowledged"] > 0 for upload in uploads), uploads
 
 
 def test_five_moves_in_a_row_keep_every_connection(moving: Moving) -> None:
