@@ -203,10 +203,6 @@ def _state(
     window = Window._make(numbers[:5])
     received, readable, written, unacknowledged, unsent, *memory = numbers[5:]
     occupied, receive_buffer, send_buffer, lock, window_clamp = memory
-    beyond = (window.snd_wl1 - received - window.rcv_wnd) % SEQUENCE_SPACE
-    if 0 < beyond < SEQUENCE_SPACE // 2:
-        # The window was last updated by a segment out of order, which does not move along.
-        window = window._replace(snd_wl1=received)
     local, local_scope = sockaddr.unpack(local_name)
     remote, remote_scope = sockaddr.unpack(remote_name)
     if local_scope or remote_scope:
@@ -227,7 +223,7 @@ def _state(
         state=state,
         send=_send_queue(sock, state, written, unacknowledged, unsent),
         receive=ReceiveQueue((received - fin_received) % SEQUENCE_SPACE, data, urgent),
-        window=window,
+        window=window.settable(received),
         negotiated=_negotiated(mss_clamp, clock, info=info, scales=scales),
         buffers=Buffers(send_buffer, receive_buffer, lock, window_clamp),
         reuse_address=reuse_address,

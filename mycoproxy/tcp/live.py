@@ -13,7 +13,7 @@ from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
 from mycoproxy.tcp.option_table import When
 from mycoproxy.tcp.segments import SEQUENCE_SPACE
-from mycoproxy.tcp.state import TcpState
+from mycoproxy.tcp.state import TcpState, Window
 
 _TCP = socket.IPPROTO_TCP
 _SOCKET = socket.SOL_SOCKET
@@ -109,12 +109,18 @@ def _remember_closed_window(sock: socket.socket, state: TcpState) -> None:
     if (edge - state.receive.next) % SEQUENCE_SPACE >= state.negotiated.mss_clamp:
         return
     repair.enter(sock)
-    now = abi.REPAIR_WINDOW.unpack(
-        sock.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size)
-    )
-    window = abi.REPAIR_WINDOW.pack(*now[:3], state.window.rcv_wnd, state.window.rcv_wup)
-    sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, window)
-    repair.leave(sock, probe=False)
+    try:
+        now = Window._make(
+            abi.REPAIR_WINDOW.unpack(
+                sock.getsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.size)
+            )
+        )
+        announced = now._replace(rcv_wnd=state.window.rcv_wnd, rcv_wup=state.window.rcv_wup)
+        # A segment that is out of order may have come already.
+        announced = announced.settable(state.receive.next)
+        sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.pack(*announced))
+    finally:
+        repair.leave(sock, probe=False)
 
 
 def _set_reuse_address(sock: socket.socket, value: bool) -> None:

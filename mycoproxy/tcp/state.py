@@ -66,6 +66,15 @@ class Window(NamedTuple):
     rcv_wnd: int
     rcv_wup: int
 
+    def settable(self, expected: int) -> Self:
+        """As TCP_REPAIR_WINDOW takes it, where ``expected`` is the next sequence number.
+
+        The peer's window may last have been updated by a segment out of order, which does not move
+        along; the kernel takes no update that is beyond our own window (tcp_repair_set_window).
+        """
+        beyond = (self.snd_wl1 - expected - self.rcv_wnd) % SEQUENCE_SPACE
+        return self._replace(snd_wl1=expected) if 0 < beyond < SEQUENCE_SPACE // 2 else self
+
 
 class WindowScale(NamedTuple):
     """The negotiated shifts: of windows we receive (``send``) and of those we announce."""

@@ -24,7 +24,6 @@ from typing import Final
 
 from mycoproxy.tcp import TcpConnectionState
 from netlab.tcp_soak.course import Course
-from netlab.tcp_soak.drive import DEADLINE
 from netlab.tcp_soak.kinds import accept
 from netlab.tcp_soak.life import Life
 from netlab.tcp_soak.move import move
@@ -39,6 +38,8 @@ _ANSWERED: Final = 0.005  # seconds: an announced handshake is, over a good wire
 _PAUSE: Final = 0.0005  # seconds between two looks at everything
 _LONGEST_TRAFFIC: Final = 0.02
 _TIME_WAIT: Final = 1.0
+#: Seconds. A window that opens and whose update is lost is asked for at longer and longer intervals.
+_TO_THE_END: Final = 90.0
 _UNACCEPTED = "unaccepted"
 _RESETS = frozenset({errno.ECONNRESET, errno.EPIPE})
 
@@ -137,8 +138,8 @@ class Soak:
         try:
             if life.step():
                 self._end(life, life.complaint())
-            elif life.is_ending and time.monotonic() > self._begun[life.port] + DEADLINE:
-                self._end(life, f"{life}: does not come to an end within {DEADLINE:g} s")
+            elif life.is_ending and time.monotonic() > self._begun[life.port] + _TO_THE_END:
+                self._end(life, f"{life}: does not come to an end within {_TO_THE_END:g} s")
         except OSError as error:
             if error.errno in _RESETS:
                 self._reset.add(life.port)

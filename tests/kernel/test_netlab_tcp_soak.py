@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 NETLAB = Path(sys.executable).parent / "netlab"
 
@@ -17,7 +17,7 @@ def test_a_small_soak_comes_out_clean() -> None:
         [str(NETLAB), "run", "tcp-soak", "--count", "150", "--json"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=220,
         check=False,
     )
     assert run.returncode == 0, run.stderr
