@@ -38,7 +38,7 @@ _ANSWERED: Final = 0.005  # seconds: an announced handshake is, over a good wire
 _PAUSE: Final = 0.0005  # seconds between two looks at everything
 _LONGEST_TRAFFIC: Final = 0.02
 _TIME_WAIT: Final = 1.0
-#: Seconds. A window that opens and whose update is lost is asked for at longer and longer intervals.
+#: Seconds. A window whose opening was lost is asked for at longer and longer intervals.
 _TO_THE_END: Final = 90.0
 _UNACCEPTED = "unaccepted"
 _RESETS = frozenset({errno.ECONNRESET, errno.EPIPE})
