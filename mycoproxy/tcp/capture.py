@@ -312,13 +312,17 @@ def _send_queue(
     if not length:
         return SendQueue(una, b"", b"")
     repair.select_queue(sock, abi.TCP_SEND_QUEUE)
+    # A first segment that is acknowledged in part is kept whole, and only whole segments are
+    # copied (tcp_peek_sndq, net/ipv4/tcp.c). Where the room ends, the last one may be cut short and
+    # counted as whole: more is said to be there than there was room for, and the end is missing.
     try:
         data = repair.peek_queue(sock, length)
+        is_whole = len(data) <= length
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
-        # The first segment is acknowledged in part. The kernel keeps it whole, and copies whole
-        # segments or fails (tcp_peek_sndq, net/ipv4/tcp.c).
+        is_whole = False
+    if not is_whole:
         data = repair.peek_queue(sock, length + _LONGEST_SEGMENT)
     data = data[-length:]
     if len(data) != length:
