@@ -131,12 +131,12 @@ def discard(sock: socket.socket) -> None:
 
 def tcp_family(sock: socket.socket) -> socket.AddressFamily:
     """AF_INET or AF_INET6. Raises ``UnsupportedSocketError`` for what is not plain TCP."""
-    if sock.type != socket.SOCK_STREAM or sock.proto not in (0, _TCP):
+    family = sockaddr.tcp_family(sock)
+    if family is None:
         kind = "an MPTCP" if sock.proto == abi.IPPROTO_MPTCP else "not a TCP"
-        raise UnsupportedSocketError(f"{sock} is {kind} socket; only plain TCP can be moved")
-    family = sock.family  # an enum conversion each time it is read
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        raise UnsupportedSocketError(f"{sock} is neither IPv4 nor IPv6")
+        raise UnsupportedSocketError(
+            f"{sock} is {kind} socket over IPv4 or IPv6; only plain TCP can be moved"
+        )
     return family
 
 

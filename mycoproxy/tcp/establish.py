@@ -73,7 +73,7 @@ def establish(
         raise UnsupportedStateError(
             wanted.state, wanted.connection, "a state that capture returns is wanted"
         )
-    if sock.family != wanted.family:
+    if sockaddr.tcp_family(sock) != wanted.family:
         raise UnsupportedSocketError(
             f"{wanted.connection} needs a socket of {wanted.family.name}, "
             f"this one is {socket.AddressFamily(sock.family).name}"

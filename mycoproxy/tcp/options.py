@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Final, NamedTuple
 
-from mycoproxy.tcp import batch
+from mycoproxy.tcp import batch, sockaddr
 from mycoproxy.tcp.option_table import (
     BY_NUMBER,
     IPPROTO_IP,
@@ -58,7 +58,7 @@ def read(sock: socket.socket, *, connected: bool = False) -> Settings:
     With ``connected`` those are left out that have no effect on a connection. Options that this
     kernel does not know are no options. Raises ``OSError``.
     """
-    if sock.family == socket.AF_INET:
+    if sockaddr.tcp_family(sock) is socket.AF_INET:
         settings, _ = _reader(socket.AF_INET, _OWN_LEVELS[socket.AF_INET], connected).read(sock)
         return settings
     settings, name = _reader(socket.AF_INET6, _OWN_LEVELS[socket.AF_INET6], connected).read(sock)
@@ -162,17 +162,20 @@ class _Reader:
         cookie = batch.getsockopt(
             SOL_SOCKET, SO_NETNS_COOKIE, 8, must=True, name="SO_NETNS_COOKIE (Linux 5.14)"
         )
-        self._program = batch.Program(
-            [cookie, *(_get(row) for row in self._rows), batch.getsockname()]
-        )
-        self._name_at = self._program.offsets[-1]
+        # Whether the IPv4 options matter to it, too, is in an IPv6 socket's name.
+        named = [batch.getsockname()] if family == socket.AF_INET6 else []
+        self._program = batch.Program([cookie, *(_get(row) for row in self._rows), *named])
+        self._name_at = self._program.offsets[-1] if named else None
         self._defaults: dict[bytes, bytes] = {}  # by the namespace's cookie
         self._seen: dict[bytes, Settings] = {}
 
     def read(self, sock: socket.socket) -> tuple[Settings, bytes]:
-        """The settings, and the socket's local name as a ``struct sockaddr``."""
+        """The settings, and an IPv6 socket's local name as a ``struct sockaddr_in6``."""
         answer = self._program.run(sock.fileno())
-        essence, name = answer[: self._name_at], answer[self._name_at :]
+        if self._name_at is None:
+            essence, name = answer, b""
+        else:
+            essence, name = answer[: self._name_at], answer[self._name_at :]
         settings = self._seen.get(essence)
         if settings is None:
             settings = self._compare(sock, answer)

@@ -10,8 +10,22 @@ from mycoproxy.addresses import Endpoint
 SIZES: Final = {socket.AF_INET: 16, socket.AF_INET6: 28}
 
 _FAMILY: Final = struct.Struct("=H")
+# What ``socket.socket`` makes an enum of each time it is read costs more than a system call.
+_PLAIN_FAMILY: Final = socket.SocketType.family
+_PLAIN_TYPE: Final = socket.SocketType.type
+_FAMILIES: Final = {int(family): family for family in SIZES}
 _IPV4: Final = struct.Struct("=H2s4s8x")
 _IPV6: Final = struct.Struct("=H2sI16sI")
+
+
+def tcp_family(sock: socket.socket) -> socket.AddressFamily | None:
+    """AF_INET or AF_INET6; None if ``sock`` was made as something else than plain TCP."""
+    if _PLAIN_TYPE.__get__(sock) != socket.SOCK_STREAM or sock.proto not in _PLAIN_TCP:
+        return None
+    return _FAMILIES.get(_PLAIN_FAMILY.__get__(sock))
+
+
+_PLAIN_TCP: Final = (0, socket.IPPROTO_TCP)
 
 
 def pack(endpoint: Endpoint, family: socket.AddressFamily) -> bytes:
