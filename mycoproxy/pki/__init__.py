@@ -1,0 +1,1 @@
+"""Certificates: a cluster's authority, and one identity for each node."""
