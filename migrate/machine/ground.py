@@ -2,16 +2,17 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from migrate.machine import preflight
-from migrate.machine.plan import MovePlan
+from migrate.machine.plan import MovePlan, PeerNode
 from migrate.runtime.cgroup import Cgroup
 from migrate.runtime.channel import connect
 from mycoproxy.check.criu import CriuBinary
-from mycoproxy.handover import LocalPeer, LocalSource, LocalTarget
+from mycoproxy.handover import LocalNode, LocalPeer, LocalSource, LocalTarget
 from mycoproxy.namespaces import NamespaceWorker
 
 # The pages of a dump, by the memory that was resident before it; the tasks go on meanwhile.
@@ -32,11 +33,11 @@ class Ground:
     memory_bytes: int
     source: LocalSource
     target: LocalTarget
-    peers: tuple[LocalPeer, ...]
+    peers: tuple[LocalNode, ...]
     channel: tuple[socket.socket, socket.socket]
 
     @property
-    def parts(self) -> tuple[LocalPeer | LocalSource | LocalTarget, ...]:
+    def parts(self) -> tuple[LocalNode | LocalSource | LocalTarget, ...]:
         """All that has to be prepared, and closed in the end."""
         return *self.peers, self.source, self.target
 
@@ -76,6 +77,12 @@ async def inspect(plan: MovePlan, stack: AsyncExitStack) -> Ground:
         memory_bytes=memory,
         source=LocalSource(source_pod, container.pid, plan.move_id),
         target=LocalTarget(target_pod, plan.move_id),
-        peers=tuple(LocalPeer(peer.name, worker(peer.netns), plan.move_id) for peer in plan.peers),
+        peers=tuple(_peer(peer, plan.move_id, worker) for peer in plan.peers),
         channel=channel,
     )
+
+
+def _peer(node: PeerNode, move_id: str, worker: Callable[[Path], NamespaceWorker]) -> LocalNode:
+    host = LocalPeer(node.name, worker(node.netns), move_id, behind=node.behind)
+    pods = [LocalPeer(node.name, worker(netns), move_id) for netns in node.pods]
+    return LocalNode(host, pods)

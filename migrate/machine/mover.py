@@ -29,7 +29,7 @@ from migrate.runtime.runc import Job, Runc
 from migrate.runtime.stream import ImageStream
 from migrate.runtime.waiting import first_of
 from mycoproxy.errors import MycoError, RefusedError
-from mycoproxy.handover import Handover
+from mycoproxy.handover import Handover, Nodes
 from mycoproxy.statetable import Driver, Transition
 
 _LOG_LEVEL = 2  # errors and warnings; more is a write(2) for every line
@@ -177,6 +177,15 @@ class Mover:
         for part in ground.parts:
             self._stack.push_async_callback(part.close)
             await part.prepare()
+        self._handover = Handover(
+            ground.source,
+            ground.target,
+            ground.peers,
+            addresses=plan.address_map(),
+            nodes=Nodes(plan.source.node, plan.target.node),
+            record_commit=self._record_commit,
+            record=self._record_handover,
+        )
         images = self._images = ImageStream(
             places.source_images, places.target_images, ground.channel
         )
@@ -232,10 +241,8 @@ class Mover:
 
     async def _collect(self) -> None:
         """Learn what the handover needs to know, while CRIU dumps."""
-        names = await self._ground.source.collect()
-        addresses = self.plan.address_map()
-        for peer in self._ground.peers:  # one by one: they are threads of one interpreter
-            await peer.survey(names, addresses)
+        assert self._handover is not None
+        await self._handover.survey(await self._ground.source.collect())
 
     async def _send(self) -> None:
         assert self._images is not None
@@ -257,17 +264,9 @@ class Mover:
         self._mark("restore")
 
     async def _hand_over(self) -> None:
-        assert self._copy is not None
-        handover = self._handover = Handover(
-            self._ground.source,
-            self._ground.target,
-            self._ground.peers,
-            addresses=self.plan.address_map(),
-            record_commit=self._record_commit,
-            record=self._record_handover,
-        )
+        assert self._copy is not None and self._handover is not None
         self._ground.target.collect(self._copy_init, self._copy.pids())
-        await handover.ready()
+        await self._handover.ready()
 
     async def _commit(self) -> None:
         assert self._handover is not None
@@ -322,7 +321,9 @@ class Mover:
         }
 
     async def _remove_source(self) -> None:
+        assert self._handover is not None
         await self._ground.source.silence()
+        await self._handover.finish()
         await asyncio.to_thread(self._ground.cgroup.kill, timeout=self.plan.deadlines.remove)
         self._frozen = False
         assert self._dump_job is not None

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyAddress, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    IPvAnyNetwork,
+    ValidationError,
+    field_validator,
+)
 
 from mycoproxy.errors import UsageError
 
@@ -29,10 +37,18 @@ class Side(_Part):
 
 
 class PeerNode(_Part):
-    """A network namespace that sees the clients' ends: it hosts clients, or NATs them."""
+    """A node that sees the clients' ends: it hosts clients, or NATs them."""
 
     name: str
-    netns: Path
+    netns: Path = Field(description="the node's own network namespace")
+    pods: tuple[Path, ...] = Field(
+        default=(), description="network namespaces of pods on it that may be clients"
+    )
+    behind: tuple[IPvAnyNetwork, ...] | None = Field(
+        default=None,
+        description="networks whose packets to the workload can only come by this node; "
+        "default: all of them (a router)",
+    )
 
 
 class Deadlines(_Part):

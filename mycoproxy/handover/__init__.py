@@ -5,11 +5,22 @@ the nodes, and ``source``, ``target`` and ``peer`` are those needs met in the ne
 one machine.
 """
 
-from mycoproxy.handover.executor import Handover, HandoverError, Step
+from mycoproxy.handover.executor import Handover, HandoverError, Nodes, Step
 from mycoproxy.handover.machine import TABLE, Action, Event, State
+from mycoproxy.handover.node import LocalNode
 from mycoproxy.handover.orphans import until_finished
 from mycoproxy.handover.peer import LocalPeer
-from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target, WentLive
+from mycoproxy.handover.sides import (
+    Connection,
+    Known,
+    Offer,
+    Peer,
+    Rehomed,
+    Source,
+    Target,
+    Task,
+    WentLive,
+)
 from mycoproxy.handover.source import LocalSource
 from mycoproxy.handover.target import LocalTarget
 
@@ -20,15 +31,20 @@ __all__ = [
     "Event",
     "Handover",
     "HandoverError",
+    "Known",
+    "LocalNode",
     "LocalPeer",
     "LocalSource",
     "LocalTarget",
+    "Nodes",
+    "Offer",
     "Peer",
     "Rehomed",
     "Source",
     "State",
     "Step",
     "Target",
+    "Task",
     "WentLive",
     "until_finished",
 ]

@@ -2,16 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.machine import TABLE, Action, Event, State
-from mycoproxy.handover.peer import unreached
-from mycoproxy.handover.sides import Connection, Peer, Rehomed, Source, Target
+from mycoproxy.handover.routes import Plan, Routes
+from mycoproxy.handover.sides import (
+    Connection,
+    Known,
+    Offer,
+    Peer,
+    Rehomed,
+    Source,
+    Target,
+    is_inside,
+)
 from mycoproxy.statetable import Driver, Transition
-from mycoproxy.tcp import Segment
+from mycoproxy.tcp import Segment, beyond
 
 T = TypeVar("T")
 
@@ -29,11 +38,18 @@ class Step:
     end: float
 
 
+class Nodes(NamedTuple):
+    """The names of the nodes that the workload leaves, and goes to."""
+
+    source: str
+    target: str
+
+
 class Handover:
     """One handover. ``ready``, then ``commit``, then ``go_live``; ``undo`` until that.
 
-    ``addresses`` maps the workload's old addresses to its new ones. ``record_commit`` is called at
-    the commit, and may still prevent it by raising.
+    ``survey`` ahead of it. ``addresses`` maps the workload's old addresses to its new ones.
+    ``record_commit`` is called at the commit, and may still prevent it by raising.
     """
 
     def __init__(
@@ -43,11 +59,15 @@ class Handover:
         peers: Sequence[Peer],
         *,
         addresses: Mapping[str, str],
+        nodes: Nodes,
         record_commit: Callable[[], None],
         record: Callable[[State, Event, Transition[State, Action]], None] | None = None,
     ) -> None:
         self._source, self._target, self._peers = source, target, peers
         self._addresses = dict(addresses)
+        self._nodes = nodes
+        self._routes = Routes(self._addresses, home=nodes.source, target=nodes.target)
+        self._plan = Plan()
         self._record_commit = record_commit
         self.connections: Sequence[Connection] = ()
         self.rehomed: list[Rehomed] = []
@@ -99,6 +119,13 @@ class Handover:
         if len(self._driver.errors) > before:
             raise self._failure("the handover was undone with errors")
 
+    async def finish(self) -> None:
+        """Once the source is gone: have the nodes forget what only its old place needed.
+
+        Raises ``MycoError``: something is left, and will expire.
+        """
+        await _all(*(peer.finish() for peer in self._peers))
+
     def _failure(self, what: str) -> HandoverError:
         reasons = "; ".join(str(error) or repr(error) for error in self._driver.errors)
         return HandoverError(f"{what}: {reasons}")
@@ -119,7 +146,7 @@ class Handover:
             case Action.REHOME:
                 await self._rehome()
             case Action.ESTABLISH:
-                await self._target.establish(self.connections, self._addresses)
+                await self._target.establish(self.connections, self._addresses, self._plan.via)
             case Action.RECORD_COMMIT:
                 self._record_commit()
             case Action.GO_LIVE:
@@ -131,40 +158,86 @@ class Handover:
             case Action.RESUME_SOURCE:
                 await self._source.resume()
             case Action.RELEASE_HOLD:
-                await self._source.release_hold(await self._lost(self._peers, []))
+                await self._source.release_hold(await self._lost_at_peers([]))
 
     async def _go_live(self) -> None:
         failures: list[Exception] = []
-        lost = await self._lost((self._source, *self._peers), failures)
+        lost = [*await _tried(self._source.lost_segments(), failures)]
+        lost += await self._lost_at_peers(failures)
         live = await self._target.go_live(lost)
         self.replayed, self.remarks = live.delivered, live.remarks
         if failures:
             raise failures[0]
 
-    @staticmethod
-    async def _lost(keepers: Iterable[Source | Peer], failures: list[Exception]) -> list[Segment]:
-        """What was dropped while nobody could answer. Not having it costs the clients their
-        retransmission timeout; an exception here, of whatever kind, must not cost more."""
-        lost: list[Segment] = []
-        for keeper in keepers:
-            try:
-                lost += await keeper.lost_segments()
-            except Exception as error:  # noqa: BLE001
-                failures.append(error)
-        return lost
+    async def _lost_at_peers(self, failures: list[Exception]) -> Sequence[Segment]:
+        """What peers have kept that is news to the connections, by their names on the source."""
+        kept: list[Segment] = []
+        for peer in self._peers:
+            kept += await _tried(peer.lost_segments(), failures)
+        names = self._plan.wire_names
+        named = [one.moved_to(names[one.connection]) for one in kept if one.connection in names]
+        return beyond(named, [connection.state for connection in self.connections])
+
+    async def survey(self, names: Sequence[Known]) -> None:
+        """Ask every node what it can do for these connections. Raises ``MycoError``.
+
+        Whatever was not asked for is asked for in the handover, and makes it longer.
+        """
+        new = [
+            one for one in self._routes.unknown(names) if not is_inside(one.name, self._addresses)
+        ]
+        if not new:
+            return
+        wire = [one.on_the_wire for one in new]
+        at_home: list[Offer] = []
+        for peer in self._peers:
+            if peer.name == self._nodes.source:
+                at_home += await peer.survey(wire, self._addresses, home=True)
+        outer = self._routes.learn_home(new, at_home)
+        inside = set(wire)
+        asked = {
+            peer: [name for name in outer if name not in inside]
+            if peer.name == self._nodes.source
+            else outer
+            for peer in self._peers
+        }
+        answers = await _all(
+            *(peer.survey(names, self._addresses, home=False) for peer, names in asked.items())
+        )
+        for peer, offers in zip(asked, answers, strict=True):
+            self._routes.learn(peer.name, offers)
 
     async def _rehome(self) -> None:
-        travelling = [one for one in self.connections if one.has_path(self._addresses)]
-        rehoming = (peer.rehome(travelling, self._addresses) for peer in self._peers)
-        for done in await _all(*rehoming):
-            self.rehomed += done
-        left = unreached([one.four_tuple for one in travelling], self.rehomed, self._addresses)
-        if left:
+        travelling = [one.four_tuple for one in self.connections if one.has_path(self._addresses)]
+        await self.survey([Known(name) for name in travelling])
+        self._plan = plan = self._routes.plan(travelling)
+        if plan.unreached:
+            left = plan.unreached
             others = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise MycoError(
                 f"no peer node leads {left[0]}{others} to its new address: the client's node has "
                 "to be among the peers, or the address has to be kept"
             )
+        await _all(
+            *(
+                peer.rehome(plan.tasks[peer.name])
+                for peer in self._peers
+                if plan.tasks.get(peer.name)
+            )
+        )
+        self.rehomed = plan.rehomed
+
+
+async def _tried(
+    losses: Awaitable[Sequence[Segment]], failures: list[Exception]
+) -> Sequence[Segment]:
+    """What was dropped while nobody could answer. Not having it costs the clients their
+    retransmission timeout; an exception here, of whatever kind, must not cost more."""
+    try:
+        return await losses
+    except Exception as error:  # noqa: BLE001
+        failures.append(error)
+        return ()
 
 
 async def _all(*awaitables: Awaitable[T]) -> list[T]:

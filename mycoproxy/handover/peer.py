@@ -1,60 +1,63 @@
 """A peer node in a network namespace of this machine: finds its part of each path, re-homes it."""
 
 import socket
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
-from mycoproxy.handover.sides import Connection, Rehomed
+from mycoproxy.errors import MycoError
+from mycoproxy.handover.routes import moved_address
+from mycoproxy.handover.sides import Offer, Task
 from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter.anchor import Anchors
 from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.elements import on_the_wire
-from mycoproxy.netfilter.entry import ConntrackEntry
+from mycoproxy.netfilter.entry import ConntrackEntry, wire_direction
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
-from mycoproxy.netfilter.paths import Path, choose_path
+from mycoproxy.netfilter.paths import Network, Path, Standpoint, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
 from mycoproxy.netfilter.rebind import undo as undo_rebind
+from mycoproxy.netfilter.renamed import plain_entry, renamed_entry, untracked_entry
 from mycoproxy.netfilter.translate import Move, Translate
 from mycoproxy.sockdiag import SocketLookup
 from mycoproxy.tcp import Segment, Tap, TcpError
 
 
-@dataclass(frozen=True, slots=True)
-class _Todo:
-    """What is to be done here for one connection."""
-
-    path: Path
-    new_address: str
-    entry: ConntrackEntry | None
-
-
 class LocalPeer:
-    """One peer node. ``prepare`` ahead of the freeze, ``survey`` once the workload stands,
-    ``close`` when the move has ended.
+    """One namespace of a peer node. ``prepare`` ahead of the freeze, ``survey`` once the workload
+    stands, ``close`` when the move has ended.
 
     What ``rehome`` changed stays after ``close``: it lives as long as the connections do.
+    ``behind``: see ``Standpoint``.
     """
 
-    def __init__(self, name: str, worker: NamespaceWorker, move: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        worker: NamespaceWorker,
+        move: str,
+        *,
+        behind: Sequence[Network] | None = None,
+    ) -> None:
         self.name = name
         self._worker = worker
         self._move = move
+        self._behind = None if behind is None else tuple(behind)
         self._opened = False
         self._nft: Nft
         self._conntrack: Conntrack
         self._sockets: SocketLookup
         self._hold: Hold
         self._translate: Translate
+        self._anchors: Anchors
         self._own_addresses: frozenset[str] = frozenset()
         self._rebound: list[Rebound] = []
         self._moves: list[Move] = []
-        self._lost: list[Segment] = []
-        self._surveyed: set[FourTuple] = set()
-        self._todo: dict[FourTuple, _Todo] = {}
+        self._surveyed: dict[FourTuple, Offer] = {}
+        self._obsolete: list[ConntrackEntry] = []
+        self._held_names: dict[FourTuple, FourTuple] = {}
         self._tap: Tap | None = None
 
     async def prepare(self) -> None:
@@ -70,81 +73,103 @@ class LocalPeer:
         self._hold.install()
         self._translate = Translate(self._nft)
         self._translate.install()
+        self._anchors = Anchors(self._nft)
         self._own_addresses = _addresses_here()
 
-    async def survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
-        """See ``Peer``."""
-        await self._worker.run(self._survey, connections, addresses)
+    def has_address(self, address: str) -> bool:
+        """Is ``address`` one of this namespace's own?"""
+        return wire_address(address) in self._own_addresses
 
-    def _survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
-        self._surveyed.update(connections)
+    async def survey(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
+    ) -> Sequence[Offer]:
+        """See ``Peer``. Connections for which nothing can be done here are left out."""
+        return await self._worker.run(self._survey, connections, addresses, home)
+
+    def _survey(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str], home: bool
+    ) -> Sequence[Offer]:
         entries = self._conntrack.find(connections)
         clients_here = self._clients_here(connections)
+        standpoint = Standpoint(home=home, behind=self._behind)
+        offers = []
         for connection in connections:
-            new_address = moved_address(connection.local.address, addresses)
             entry = entries.get(connection)
             path = choose_path(
                 connection,
-                new_address=new_address,
+                addresses=addresses,
                 entry=entry,
                 local_addresses=self._own_addresses if connection in clients_here else (),
+                standpoint=standpoint,
             )
-            if path is not Path.NOTHING:
-                self._todo[connection] = _Todo(path, new_address, entry)
+            can_anchor = path is Path.ANCHOR or home
+            anchor = self._anchor(connection, addresses) if can_anchor else None
+            if path is not Path.NOTHING or entry is not None or anchor is not None:
+                offers.append(Offer(connection, path, entry, anchor))
+        self._surveyed.update((offer.connection, offer) for offer in offers)
+        return offers
 
-    async def rehome(
-        self, connections: Sequence[Connection], addresses: Mapping[str, str]
-    ) -> Sequence[Rehomed]:
-        """See ``Peer``. Connections that do not pass here are left out of the result."""
-        return await self._worker.run(self._rehome, connections, addresses)
+    def _anchor(self, connection: FourTuple, addresses: Mapping[str, str]) -> Endpoint | None:
+        own = self._anchors.address_toward(moved_address(connection.local.address, addresses))
+        return None if own is None else Endpoint(own, connection.remote.port)
 
-    def _rehome(
-        self, connections: Sequence[Connection], addresses: Mapping[str, str]
-    ) -> Sequence[Rehomed]:
-        names = {connection.four_tuple for connection in connections}
-        # Those that came after the survey.
-        self._survey(sorted(names - self._surveyed), addresses)
-        todo = {name: one for name, one in self._todo.items() if name in names}
+    async def rehome(self, tasks: Sequence[Task]) -> None:
+        """See ``Peer``."""
+        await self._worker.run(self._rehome, tasks)
+
+    def _rehome(self, tasks: Sequence[Task]) -> None:
         moves = [
-            Move(name, one.new_address) for name, one in todo.items() if one.path is Path.TRANSLATE
+            Move(task.connection, task.after.local.address)
+            for task in tasks
+            if task.path is Path.TRANSLATE
         ]
         if moves:
             self._translate.add(moves)
             self._moves += moves
-        new_local = {
-            name.local: Endpoint(one.new_address, name.local.port) for name, one in todo.items()
-        }
-        self._rebind(connections, _entries(todo, Path.REBIND), new_local)
-        admitted = _entries(todo, Path.ADMIT)
-        if admitted:
-            self._rebound += admit(self._conntrack, admitted.values(), new_local)
-        return [Rehomed(self.name, name, one.path) for name, one in todo.items()]
+        if any(task.path in (Path.ANCHOR, Path.CARRY) for task in tasks):
+            self._anchors.install()
+        self._rebind(
+            {
+                task.connection: self._change(task)
+                for task in tasks
+                if task.path in (Path.REBIND, Path.ANCHOR)
+            }
+        )
+        added = [self._added(task) for task in tasks if task.path in (Path.ADMIT, Path.CARRY)]
+        if added:
+            self._rebound += admit(self._conntrack, list(dict.fromkeys(added)))
+        self._obsolete += [
+            entry
+            for task in tasks
+            if task.path in (Path.ADMIT, Path.NOTHING)
+            and (entry := self._entry(task.connection)) is not None
+        ]
 
-    def _rebind(
-        self,
-        connections: Sequence[Connection],
-        entries: Mapping[FourTuple, ConntrackEntry],
-        new_local: Mapping[Endpoint, Endpoint],
-    ) -> None:
-        if not entries:
+    def _change(self, task: Task) -> Rebound:
+        old = self._entry(task.connection)
+        new = renamed_entry(old or untracked_entry(task.connection), task.connection, task.after)
+        return Rebound(old, new)
+
+    def _added(self, task: Task) -> ConntrackEntry:
+        if task.entry is not None:
+            return task.entry
+        old = self._entry(task.connection)
+        if old is None:
+            raise MycoError(f"{self.name} does not know {task.connection}, and is to go on with it")
+        return plain_entry(old, task.connection, task.after)
+
+    def _entry(self, connection: FourTuple) -> ConntrackEntry | None:
+        offer = self._surveyed.get(connection)
+        return None if offer is None else offer.entry
+
+    def _rebind(self, changes: Mapping[FourTuple, Rebound]) -> None:
+        if not changes:
             return
-        # Here a connection's packets have the name that the client gave it.
-        dialled = {
-            FourTuple(entry.orig.destination, entry.orig.source): name
-            for name, entry in entries.items()
-        }
-        states = {one.four_tuple: one.state for one in connections}
+        # While they are held here, their packets have the names that the other side gave them.
+        self._held_names |= {_outer_side(change, name): name for name, change in changes.items()}
         self._tap = Tap()
-        self._rebound += rebind(self._conntrack, self._hold, entries.values(), new_local)
-        try:
-            lost = self._tap.lost(
-                states[name].moved_to(local=local, remote=remote)
-                for (local, remote), name in dialled.items()
-                if name in states
-            )
-        except TcpError:  # it overflowed: then the clients send again, later
-            return
-        self._lost += [segment.moved_to(dialled[segment.connection]) for segment in lost]
+        rebind(self._conntrack, self._hold, list(changes.values()))
+        self._rebound += changes.values()
 
     def _clients_here(self, connections: Sequence[FourTuple]) -> frozenset[FourTuple]:
         """Those whose client is here *and* dialled the workload itself.
@@ -169,8 +194,21 @@ class LocalPeer:
         )
 
     async def lost_segments(self) -> Sequence[Segment]:
-        """See ``Peer``."""
-        return self._lost
+        """See ``Peer``. All that arrived: whoever has the states knows what is news in it."""
+        return await self._worker.run(self._lost_segments)
+
+    def _lost_segments(self) -> Sequence[Segment]:
+        if self._tap is None:
+            return ()
+        try:
+            arrived = self._tap.arrived()
+        except TcpError:  # it overflowed: then the clients send again, later
+            return ()
+        return [
+            segment.moved_to(name)
+            for segment in arrived
+            if (name := self._held_names.get(segment.connection)) is not None
+        ]
 
     async def undo(self) -> None:
         """See ``Peer``."""
@@ -185,6 +223,15 @@ class LocalPeer:
         finally:
             if rebound:
                 undo_rebind(self._conntrack, self._hold, rebound)
+
+    async def finish(self) -> None:
+        """See ``Peer``."""
+        await self._worker.run(self._finish)
+
+    def _finish(self) -> None:
+        obsolete, self._obsolete = self._obsolete, []
+        if obsolete:
+            self._conntrack.delete(obsolete)  # those that are gone already are no error
 
     async def close(self) -> None:
         """Remove what was only for the time of the move."""
@@ -202,35 +249,12 @@ class LocalPeer:
         self._sockets.close()
 
 
-def moved_address(address: str, addresses: Mapping[str, str]) -> str:
-    """An address after the move, as it is in packets; the same if it is not one that changes."""
-    old = wire_address(address)
-    return addresses.get(old, old)
-
-
-def unreached(
-    connections: Sequence[FourTuple],
-    rehomed: Sequence[Rehomed],
-    addresses: Mapping[str, str],
-) -> list[FourTuple]:
-    """The connections whose address changes and whose client's path nobody has re-homed.
-
-    ``admit`` alone does not lead a packet anywhere.
-    """
-    led = Counter(one.connection for one in rehomed if one.path in (Path.REBIND, Path.TRANSLATE))
-    return [
-        connection
-        for connection in connections
-        if not led[connection]
-        and moved_address(connection.local.address, addresses)
-        != wire_address(connection.local.address)
-    ]
-
-
-def _entries(todo: Mapping[FourTuple, _Todo], path: Path) -> dict[FourTuple, ConntrackEntry]:
-    return {
-        name: one.entry for name, one in todo.items() if one.path is path and one.entry is not None
-    }
+def _outer_side(change: Rebound, name: FourTuple) -> FourTuple:
+    """What packets from the other side are called, ahead of NAT here."""
+    entry = change.old or change.new
+    if wire_direction(name.local, name.remote) == entry.orig:
+        return FourTuple(local=entry.reply.destination, remote=entry.reply.source)
+    return FourTuple(local=entry.orig.destination, remote=entry.orig.source)
 
 
 def _addresses_here() -> frozenset[str]:

@@ -9,9 +9,11 @@ method may be called after a step that was done in part, or not at all.
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from mycoproxy.addresses import FourTuple, wire_address
+from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.netfilter.elements import on_the_wire
+from mycoproxy.netfilter.entry import ConntrackEntry
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
 from mycoproxy.tcp import Segment, TcpConnectionState, TcpState
@@ -61,6 +63,51 @@ class WentLive:
     remarks: tuple[str, ...]
 
 
+class Known(NamedTuple):
+    """A connection of the workload by its name.
+
+    ``via``: what its packets have as their other end once they have left the workload's namespace,
+    if that is not what the socket has: it was moved before, and is anchored at that node.
+    """
+
+    name: FourTuple
+    via: Endpoint | None = None
+
+    @property
+    def on_the_wire(self) -> FourTuple:
+        """Its name in packets, just outside of the workload's namespace."""
+        local, remote = self.name.local, self.via or self.name.remote
+        return FourTuple(on_the_wire(local), on_the_wire(remote))
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a node can do for a connection, which is ``connection`` on the wire there.
+
+    ``entry``: what conntrack there knows of it. ``anchor``: the end that the workload's packets
+    have to go to if it is to be anchored there; None if it cannot be.
+    """
+
+    connection: FourTuple
+    path: Path
+    entry: ConntrackEntry | None = None
+    anchor: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a node is to do for a connection: ``path``.
+
+    ``after`` is the connection's new name on the wire there, on the workload's side of any NAT.
+    ``entry`` is to be inserted as it is, by a node that has none itself (CARRY, ADMIT).
+    """
+
+    connection: FourTuple
+    path: Path
+    after: FourTuple
+    entry: ConntrackEntry | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Rehomed:
     """What one peer node did for one connection."""
@@ -92,33 +139,47 @@ class Source(Protocol):
 
 
 class Peer(Protocol):
-    """A node that sees the other end of some of the connections."""
+    """A node that sees the other end of some of the connections, or forwards them."""
 
     name: str
 
-    async def survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
-        """Find out what there is to do here; changes nothing. While the workload already stands,
-        ahead of the handover, so that it does not add to it."""
+    async def survey(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
+    ) -> Sequence[Offer]:
+        """Find out what can be done here for which of the connections; changes nothing.
 
-    async def rehome(
-        self, connections: Sequence[Connection], addresses: Mapping[str, str]
-    ) -> Sequence[Rehomed]:
-        """Make the paths that lead through here lead to the new addresses (old -> new)."""
+        ``connections`` are named as on the wire. ``addresses`` maps the workload's addresses to its
+        new ones. ``home``: this is the workload's own node. While the workload already stands,
+        ahead of the handover, so that it does not add to it.
+        """
+
+    async def rehome(self, tasks: Sequence[Task]) -> None:
+        """Make the paths that lead through here lead to the new addresses. All were surveyed."""
 
     async def lost_segments(self) -> Sequence[Segment]:
-        """What was dropped here meanwhile, by the connections' names on the source."""
+        """What was dropped here meanwhile, by the connections' names in their tasks."""
 
     async def undo(self) -> None:
         """Make them lead back."""
+
+    async def finish(self) -> None:
+        """The workload runs on the target: forget what only its old place needed."""
 
 
 class Target(Protocol):
     """The node that the workload goes to. Its shield is up before a handover begins."""
 
     async def establish(
-        self, connections: Sequence[Connection], addresses: Mapping[str, str]
+        self,
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
     ) -> None:
-        """Put every connection into its restored socket, which stays in repair mode."""
+        """Put every connection into its restored socket, which stays in repair mode.
+
+        ``via`` has those that are anchored elsewhere, by their names on the source, with the end
+        that their packets go to and come from (see ``Known``).
+        """
 
     async def go_live(self, lost: Sequence[Segment]) -> WentLive:
         """Lift the shield, leave repair mode, and deliver what was lost meanwhile.

@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mycoproxy.addresses import FourTuple
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.orphans import orphans
-from mycoproxy.handover.sides import Connection
+from mycoproxy.handover.sides import Connection, Known
 from mycoproxy.handover.waiting import WaitingConnections, is_covered
 from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
+from mycoproxy.netfilter.translate import Translate
 from mycoproxy.sockets import HeldSocket, HeldSockets, take, tasks_of
 from mycoproxy.tcp import (
     Segment,
@@ -19,6 +21,7 @@ from mycoproxy.tcp import (
     Tap,
     TcpConnectionState,
     TcpState,
+    beyond,
     capture,
     inject,
     options,
@@ -55,6 +58,7 @@ class LocalSource:
         self._sockets = HeldSockets()
         self._taken: list[_Taken] = []
         self._waiting = WaitingConnections([])
+        self._via: dict[FourTuple, Endpoint] = {}
         self._tap: Tap | None = None
 
     async def prepare(self) -> None:
@@ -68,21 +72,25 @@ class LocalSource:
         self._hold.install()
         self._shield = Shield(self._nft, self._move)
 
-    async def collect(self) -> Sequence[FourTuple]:
+    async def collect(self) -> Sequence[Known]:
         """Take a duplicate of every socket. The tasks must stand.
 
-        Returns the names of the connections that there are now; some may come until ``capture``.
+        Returns the connections that there are now; some may come until ``capture``.
         """
         return await self._worker.run(self._collect)
 
-    def _collect(self) -> Sequence[FourTuple]:
+    def _collect(self) -> Sequence[Known]:
+        self._via = anchored(self._nft)
         self._sockets = take(tasks_of(self._init_pid))
         for held in (*self._sockets.connections, *self._sockets.closed):
             connected = held.connection is not None
             # It takes longer than the capture, and tasks that stand change nothing.
             self._taken.append(_Taken(held, options.read(held.sock, connected=connected)))
         self._waiting = WaitingConnections(self._sockets.listeners)
-        return [*self._names(), *self._waiting.watch()]
+        return [self._known(name) for name in (*self._names(), *self._waiting.watch())]
+
+    def _known(self, name: FourTuple) -> Known:
+        return Known(name, self._via.get(FourTuple(*map(on_the_wire, name))))
 
     def _names(self) -> list[FourTuple]:
         return [one.held.connection for one in self._taken if one.held.connection is not None]
@@ -99,7 +107,11 @@ class LocalSource:
             self._hold.hold_new(listening)
             self._waiting.learn(self._tap)
         others = [name for name in self._names() if not is_covered(name.local, listening)]
-        self._hold.hold(others, listeners=listening)
+        self._hold.hold(self._as_they_pass(others), listeners=listening)
+
+    def _as_they_pass(self, names: Sequence[FourTuple]) -> list[FourTuple]:
+        """What their packets are called where the hold sees them, coming and going."""
+        return [*names, *(known.on_the_wire for known in map(self._known, names) if known.via)]
 
     async def capture(self) -> Sequence[Connection]:
         """See ``Source``."""
@@ -123,7 +135,16 @@ class LocalSource:
 
     def _lost_segments(self) -> Sequence[Segment]:
         states = [taken.state for taken in self._taken if taken.state is not None]
-        return self._tap.lost([*states, *self._waiting.states]) if self._tap is not None else ()
+        if self._tap is None:
+            return ()
+        inner = {
+            FourTuple(name.local, via): FourTuple(name.local, name.remote)
+            for name, via in self._via.items()
+        }
+        arrived = [
+            one.moved_to(inner.get(one.connection, one.connection)) for one in self._tap.arrived()
+        ]
+        return beyond(arrived, [*states, *self._waiting.states])
 
     async def resume(self) -> None:
         """See ``Source``."""
@@ -152,7 +173,7 @@ class LocalSource:
         inject([*found, *lost])
 
     def _let_go(self) -> None:
-        self._hold.let_go(self._names())
+        self._hold.let_go(self._as_they_pass(self._names()))
         self._hold.let_go_listeners()
 
     async def silence(self) -> None:
@@ -181,3 +202,15 @@ class LocalSource:
         self._sockets.close()
         self._hold.release()
         self._nft.close()
+
+
+def anchored(nft: Nft) -> dict[FourTuple, Endpoint]:
+    """The workload's connections that lead through an anchor node, by their names in its sockets,
+    with what their packets have in the place of the other end.
+
+    In the workload's own namespace it is the other end that is translated.
+    """
+    return {
+        FourTuple(local=name.remote, remote=name.local): Endpoint(now, name.local.port)
+        for name, now in Translate(nft).list().items()
+    }

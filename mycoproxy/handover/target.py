@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
-from mycoproxy.handover.peer import moved_address
+from mycoproxy.handover.routes import moved_address
 from mycoproxy.handover.sides import Connection, WentLive, is_inside
 from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.shield import Shield
+from mycoproxy.netfilter.translate import Move, Translate
 from mycoproxy.sockets import (
     DescriptorName,
     HeldSocket,
@@ -20,7 +22,17 @@ from mycoproxy.sockets import (
     take,
     tasks_of,
 )
-from mycoproxy.tcp import Segment, Tap, TcpState, abort, accept_queue, establish, inject, release
+from mycoproxy.tcp import (
+    Segment,
+    Tap,
+    TcpState,
+    abort,
+    accept_queue,
+    beyond,
+    establish,
+    inject,
+    release,
+)
 
 
 class TargetError(MycoError):
@@ -53,6 +65,8 @@ class LocalTarget:
         self._waiting: list[TcpState] = []
         self._handshakes: list[TcpState] = []
         self._new_names: dict[FourTuple, FourTuple] = {}
+        self._via: dict[FourTuple, FourTuple] = {}  # names on the wire: the sockets' names
+        self._moves: list[Move] = []
         self._remarks: list[str] = []
         self._tap: Tap | None = None
 
@@ -76,12 +90,20 @@ class LocalTarget:
         self._collecting = self._worker.submit(lambda: take(tasks_of(init_pid, pids)))
 
     async def establish(
-        self, connections: Sequence[Connection], addresses: Mapping[str, str]
+        self,
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
     ) -> None:
         """See ``Target``. Raises ``TargetError`` if the copy lacks a socket of the source."""
-        await self._worker.run(self._establish, connections, addresses)
+        await self._worker.run(self._establish, connections, addresses, via)
 
-    def _establish(self, connections: Sequence[Connection], addresses: Mapping[str, str]) -> None:
+    def _establish(
+        self,
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
         if self._collecting is None:
             raise TargetError("the copy's sockets were not collected")
         sockets = self._collecting.result()
@@ -99,6 +121,19 @@ class LocalTarget:
             self._established.append((held, state))
         for queue, listener in _match_listeners(connections, sockets.listeners):
             self._put(queue, listener, addresses)
+        self._lead(via)
+
+    def _lead(self, via: Mapping[FourTuple, Endpoint]) -> None:
+        """Have packets go to, and come from, the nodes that connections are anchored at."""
+        if not via:
+            return
+        for old, anchor in via.items():
+            name = FourTuple(*map(on_the_wire, self._new_names[old]))
+            self._via[FourTuple(name.local, anchor)] = name
+            # Here it is the other end that is translated: the workload is in the client's place.
+            reverse = FourTuple(local=name.remote, remote=name.local)
+            self._moves.append(Move(reverse, anchor.address))
+        Translate(self._nft).add(self._moves)
 
     def _put(self, queue: _Queue, listener: Listener, addresses: Mapping[str, str]) -> None:
         states = [self._moved(connection, addresses) for connection in queue.connections]
@@ -146,13 +181,17 @@ class LocalTarget:
                 for segment in lost
                 if segment.connection in self._new_names
             ]
-            here = self._tap.lost(states) if self._tap is not None else ()
+            here = beyond(self._arrived(), states)
             delivered = inject([*elsewhere, *here])
         except (MycoError, OSError) as error:
             failures.append(error)
         if failures:
             raise TargetError("; ".join(str(failure) for failure in failures))
         return WentLive(delivered, tuple(self._remarks))
+
+    def _arrived(self) -> list[Segment]:
+        arrived = self._tap.arrived() if self._tap is not None else ()
+        return [one.moved_to(self._via.get(one.connection, one.connection)) for one in arrived]
 
     async def discard(self) -> None:
         """See ``Target``. What waits at the copy's listeners goes with them, under the shield."""
@@ -164,6 +203,12 @@ class LocalTarget:
             held, _ = self._established.pop()
             try:
                 abort(held.sock)
+            except (MycoError, OSError) as error:
+                failures.append(error)
+        moves, self._moves = self._moves, []
+        if moves:
+            try:
+                Translate(self._nft).add([move.reversed() for move in moves])
             except (MycoError, OSError) as error:
                 failures.append(error)
         if failures:

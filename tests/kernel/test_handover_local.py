@@ -23,6 +23,7 @@ from mycoproxy.handover import (
     LocalPeer,
     LocalSource,
     LocalTarget,
+    Nodes,
     until_finished,
 )
 from mycoproxy.handover.orphans import orphans
@@ -153,6 +154,7 @@ class Lab:
             target,
             [peer],
             addresses=self.addresses,
+            nodes=Nodes("a", "b"),
             record_commit=_failing if fail else _ok,
         )
         try:
@@ -160,7 +162,7 @@ class Lab:
                 await part.prepare()
             self.source.stop()
             names = await source.collect()
-            await peer.survey(names, self.addresses)
+            await handover.survey(names)
             self.after_collect()
             target.collect(self.copy.init, [self.copy.init])
             await handover.ready()

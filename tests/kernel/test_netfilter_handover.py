@@ -15,7 +15,8 @@ from netfilter_lab import VIRTUAL, Lab, receive, service_lab, tuple_of
 from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.paths import Path, choose_path
-from mycoproxy.netfilter.rebind import rebind
+from mycoproxy.netfilter.rebind import Rebound, rebind
+from mycoproxy.netfilter.renamed import renamed_entry
 from mycoproxy.netfilter.shield import Shield
 from mycoproxy.netfilter.translate import Move, Translate
 from mycoproxy.tcp import capture, establish, release
@@ -98,7 +99,7 @@ def _rehome(lab: Lab, names: list[Any], version: int, dialled: str) -> Path:
         paths = {
             name: choose_path(
                 name,
-                new_address=new.address,
+                addresses={name.local.address: new.address},
                 entry=entries.get(name),
                 local_addresses=addresses,
             )
@@ -107,7 +108,11 @@ def _rehome(lab: Lab, names: list[Any], version: int, dialled: str) -> Path:
         if rebinds := [entries[name] for name in names if paths[name] is Path.REBIND]:
             hold = Hold(lab.nft[node_name], "rebind")
             node.call(hold.install)
-            node.call(rebind, conntrack, hold, rebinds, {names[0].local: new})
+            changes = [
+                Rebound(one, renamed_entry(one, one.workload, one.workload._replace(local=new)))
+                for one in rebinds
+            ]
+            node.call(rebind, conntrack, hold, changes)
             node.call(hold.release)
         if moves := [Move(name, new.address) for name in names if paths[name] is Path.TRANSLATE]:
             node.call(Translate(lab.nft[node_name]).add, moves)

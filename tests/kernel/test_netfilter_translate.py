@@ -22,6 +22,7 @@ from mycoproxy.addresses import FourTuple
 from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.rebind import admit, undo
+from mycoproxy.netfilter.renamed import plain_entry
 from mycoproxy.netfilter.reserved_ports import release_ports, reserve_ports
 from mycoproxy.netfilter.translate import Move, Translate
 
@@ -254,11 +255,11 @@ def test_a_stateful_firewall_on_the_way_needs_to_be_told(
     client.sendall(b"x")
     wait_until(lambda: attempts(client) > before, "the firewall drops it")
     assert not readable(moved)
-    new_local = {name.local: lab.endpoint("b", version)}
-    rebound = lab.router.call(admit, conntrack, [entry], new_local)
+    known = plain_entry(entry, name, tuple_of(moved))
+    rebound = lab.router.call(admit, conntrack, [known])
     assert receive(moved, 1) == b"x"
     assert_talks(client, moved, 3_000_000)
-    again = lab.router.call(admit, conntrack, [entry], new_local)
+    again = lab.router.call(admit, conntrack, [known])
     assert again == rebound
     assert_talks(client, moved)
     lab.router.call(undo, conntrack, Hold(lab.nft["router"], "unused"), rebound)

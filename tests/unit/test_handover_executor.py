@@ -21,17 +21,20 @@ from mycoproxy.handover import (
     Event,
     Handover,
     HandoverError,
+    Nodes,
+    Offer,
     Peer,
-    Rehomed,
     Source,
     State,
     Target,
+    Task,
     WentLive,
 )
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
 from mycoproxy.statetable import Transition
 from mycoproxy.tcp import Segment, TcpConnectionState, TcpState
+from mycoproxy.tcp.segments import ACK, segment
 from mycoproxy.tcp.state import Buffers, Negotiated, ReceiveQueue, SendQueue, Window
 
 T = TypeVar("T")
@@ -75,7 +78,14 @@ def connection(port: int, local: str = OLD) -> Connection:
 
 
 def lost_at(where: str) -> Segment:
-    return Segment(connection(40001).four_tuple, where.encode())
+    return segment(
+        connection(40001).four_tuple,
+        flags=ACK,
+        sequence=2000,
+        acknowledgement=1000,
+        window=1,
+        data=where.encode(),
+    )
 
 
 class Recorder:
@@ -126,20 +136,17 @@ class RecordingPeer:
         self._ports = ports
         self._path = path
 
-    async def rehome(
-        self, connections: Sequence[Connection], addresses: Mapping[str, str]
-    ) -> Sequence[Rehomed]:
-        assert addresses == ADDRESSES
+    async def rehome(self, tasks: Sequence[Task]) -> None:
+        assert all(task.path is self._path for task in tasks)
+        assert all(task.after.local.address == NEW for task in tasks)
+        assert {task.connection.remote.port for task in tasks} <= set(self._ports)
         await self._recorder.call(f"rehome {self.name}")
-        return [
-            Rehomed(self.name, one.four_tuple, self._path)
-            for one in connections
-            if one.state.remote.port in self._ports
-        ]
 
-    async def survey(self, connections: Sequence[FourTuple], addresses: Mapping[str, str]) -> None:
-        assert connections and addresses == ADDRESSES
-        await self._recorder.call(f"survey {self.name}")
+    async def survey(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
+    ) -> Sequence[Offer]:
+        assert connections and addresses == ADDRESSES and not home
+        return [Offer(one, self._path) for one in connections if one.remote.port in self._ports]
 
     async def lost_segments(self) -> Sequence[Segment]:
         await self._recorder.call(f"losses {self.name}")
@@ -147,6 +154,9 @@ class RecordingPeer:
 
     async def undo(self) -> None:
         await self._recorder.call(f"undo {self.name}")
+
+    async def finish(self) -> None:
+        await self._recorder.call(f"finish {self.name}")
 
 
 class RecordingTarget:
@@ -156,9 +166,12 @@ class RecordingTarget:
         self.replayed: Sequence[Segment] = ()
 
     async def establish(
-        self, connections: Sequence[Connection], addresses: Mapping[str, str]
+        self,
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
     ) -> None:
-        assert addresses == ADDRESSES
+        assert addresses == ADDRESSES and not via
         self.established = connections
         await self._recorder.call("establish")
 
@@ -189,6 +202,7 @@ class Recorded:
             target,
             self.peers,
             addresses=ADDRESSES,
+            nodes=Nodes("alpha", "beta"),
             record_commit=self._record_commit,
             record=self._record,
         )
@@ -404,6 +418,17 @@ def test_a_connection_whose_address_is_kept_needs_no_peer() -> None:
     assert recorded.handover.state is State.READY
 
 
+def test_the_nodes_forget_the_old_place_in_the_end() -> None:
+    recorded = Recorded()
+
+    async def scenario() -> None:
+        await whole(recorded.handover)
+        await recorded.handover.finish()
+
+    run(scenario())
+    assert recorded.calls == [*LIVE, "finish router", "finish client"]
+
+
 def test_a_node_that_only_admits_a_connection_leads_it_nowhere() -> None:
     recorded = Recorded()
     recorded.peers.append(RecordingPeer(recorded.recorder, "gateway", [40003], Path.ADMIT))
@@ -416,7 +441,7 @@ def test_a_workload_without_connections_is_handed_over() -> None:
     recorded = Recorded()
     recorded.recorder.connections.clear()
     run(whole(recorded.handover))
-    assert recorded.calls == LIVE
+    assert recorded.calls == [call for call in LIVE if not call.startswith("rehome")]
 
 
 @pytest.mark.parametrize("during", FORWARD)

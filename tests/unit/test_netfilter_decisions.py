@@ -1,5 +1,6 @@
 """What becomes of entries and translations, and which node does what: pure functions."""
 
+import ipaddress
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,8 @@ from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.netfilter import abi
 from mycoproxy.netfilter.entry import ConntrackEntry, Direction, TcpTracking
-from mycoproxy.netfilter.paths import Path, choose_path
-from mycoproxy.netfilter.rebind import admitted_entry, rebound_entry
+from mycoproxy.netfilter.paths import Path, Standpoint, choose_path
+from mycoproxy.netfilter.renamed import moved_entry, plain_entry, renamed_entry, untracked_entry
 from mycoproxy.netfilter.translate import Move, compose
 
 CLIENT = Endpoint("192.0.2.1", 40000)
@@ -39,8 +40,13 @@ DIRECT = replace(THROUGH_SERVICE, orig=Direction(CLIENT, A), reply=Direction(A, 
 OUTGOING = replace(THROUGH_SERVICE, orig=Direction(A, CLIENT), reply=Direction(CLIENT, A))
 
 
+def rebound(entry: ConntrackEntry) -> ConntrackEntry:
+    """``entry`` once its workload has gone from A to B."""
+    return renamed_entry(entry, FourTuple(A, NODE), FourTuple(B, NODE))
+
+
 def test_a_rebound_entry_changes_only_who_answers() -> None:
-    new = rebound_entry(THROUGH_SERVICE, B)
+    new = rebound(THROUGH_SERVICE)
     assert new.orig == THROUGH_SERVICE.orig
     assert new.reply == Direction(B, NODE)
     kept = ("mark", "zone", "labels", "timeout")
@@ -55,29 +61,56 @@ def test_a_rebound_entry_changes_only_who_answers() -> None:
     ("state", "wanted"), [(1, 3), (2, 3), (3, 3), (4, 4), (5, 5), (7, 7), (8, 3), (9, 3)]
 )
 def test_half_closed_states_are_kept_and_embryonic_ones_are_not(state: int, wanted: int) -> None:
-    new = rebound_entry(replace(THROUGH_SERVICE, tcp=TcpTracking(state)), B)
+    new = rebound(replace(THROUGH_SERVICE, tcp=TcpTracking(state)))
     assert new.tcp is not None
     assert new.tcp.state == wanted
 
 
 def test_an_entry_about_to_expire_outlives_the_move() -> None:
-    assert rebound_entry(replace(THROUGH_SERVICE, timeout=1), B).timeout >= 60
+    assert rebound(replace(THROUGH_SERVICE, timeout=1)).timeout >= 60
 
 
 def test_a_mapped_new_address_is_ipv4_in_the_entry() -> None:
-    new = rebound_entry(THROUGH_SERVICE, Endpoint("::ffff:10.0.1.1", 80))
-    assert new.reply.source == B
+    mapped = FourTuple(Endpoint("::ffff:10.0.1.1", 80), NODE)
+    assert renamed_entry(THROUGH_SERVICE, FourTuple(A, NODE), mapped).reply.source == B
 
 
-def test_an_admitted_entry_has_the_new_address_on_the_workloads_side() -> None:
-    inbound = admitted_entry(DIRECT, {A: B})
+def test_an_entry_of_another_connection_is_not_renamed() -> None:
+    with pytest.raises(MycoError, match="is not the workload's side"):
+        renamed_entry(THROUGH_SERVICE, FourTuple(C, NODE), FourTuple(B, NODE))
+
+
+def test_what_the_workload_opened_through_nat_gets_another_beginning() -> None:
+    opened = replace(OUTGOING, orig=Direction(A, VIRTUAL), reply=Direction(C, NODE))
+    anchored = renamed_entry(opened, FourTuple(A, VIRTUAL), FourTuple(B, NODE))
+    assert (anchored.orig, anchored.reply) == (Direction(B, NODE), Direction(C, NODE))
+
+
+def test_a_carried_entry_has_the_new_address_wherever_the_old_one_was() -> None:
+    opened = replace(OUTGOING, orig=Direction(A, VIRTUAL), reply=Direction(C, A))
+    carried = moved_entry(opened, {A.address: B.address})
+    assert (carried.orig, carried.reply) == (Direction(B, VIRTUAL), Direction(C, B))
+    to_itself = replace(OUTGOING, orig=Direction(A, VIRTUAL), reply=Direction(A, NODE))
+    carried = moved_entry(to_itself, {A.address: B.address})
+    assert (carried.orig, carried.reply) == (Direction(B, VIRTUAL), Direction(B, NODE))
+
+
+def test_a_plain_entry_knows_who_opened_the_connection() -> None:
+    old, new = FourTuple(A, CLIENT), FourTuple(B, CLIENT)
+    inbound = plain_entry(DIRECT, old, new)
     assert inbound.orig == Direction(CLIENT, B)
     assert not inbound.has_nat
-    outbound = admitted_entry(OUTGOING, {A: B})
+    outbound = plain_entry(OUTGOING, old, new)
     assert outbound.orig == Direction(B, CLIENT)
     assert not outbound.has_nat
-    with pytest.raises(MycoError, match=r"no new address was given for 10\.0\.0\.1:80"):
-        admitted_entry(DIRECT, {C: B})
+
+
+def test_an_untracked_connection_gets_an_entry_that_lasts() -> None:
+    entry = untracked_entry(FourTuple(A, CLIENT))
+    assert (entry.orig, entry.has_nat) == (Direction(CLIENT, A), False)
+    anchored = renamed_entry(entry, FourTuple(A, CLIENT), FourTuple(B, NODE))
+    assert (anchored.orig, anchored.reply) == (Direction(CLIENT, A), Direction(B, NODE))
+    assert anchored.timeout > 24 * 3600
 
 
 def _name(local: Endpoint, remote: Endpoint = CLIENT) -> FourTuple:
@@ -134,44 +167,68 @@ def test_any_journey_is_one_translation_and_can_be_undone(stops: list[Endpoint])
 
 
 AT_SERVICE = _name(A, NODE)  # what the workload sees behind this entry's source NAT
+LOCAL_POLICY = replace(THROUGH_SERVICE, reply=Direction(A, CLIENT))  # no source NAT
+OPENED_VIRTUAL = replace(OUTGOING, orig=Direction(A, VIRTUAL), reply=Direction(C, A))
+MASQUERADED = replace(OUTGOING, orig=Direction(A, CLIENT), reply=Direction(CLIENT, NODE))
+TO_ITSELF = replace(OUTGOING, orig=Direction(A, VIRTUAL), reply=Direction(A, NODE))
+HOME = Standpoint(home=True, behind=())
+STRANGER = Standpoint(behind=())
+POD_HOST = Standpoint(behind=(ipaddress.ip_network("192.0.2.0/24"),))
 
 
 @pytest.mark.parametrize(
-    ("connection", "new", "entry", "addresses", "wanted"),
+    ("connection", "entry", "addresses", "standpoint", "wanted"),
     [
-        pytest.param(AT_SERVICE, "10.0.1.1", THROUGH_SERVICE, [], Path.REBIND, id="nat here"),
+        pytest.param(AT_SERVICE, THROUGH_SERVICE, [], STRANGER, Path.REBIND, id="masquerade"),
         pytest.param(
-            AT_SERVICE, "10.0.1.1", THROUGH_SERVICE, [NODE.address], Path.REBIND, id="nat wins"
+            AT_SERVICE, THROUGH_SERVICE, [NODE.address], STRANGER, Path.REBIND, id="nat wins"
         ),
-        pytest.param(_name(A), "10.0.1.1", None, [CLIENT.address], Path.TRANSLATE, id="client"),
+        pytest.param(_name(A), LOCAL_POLICY, [], STRANGER, Path.ANCHOR, id="client outside"),
+        pytest.param(_name(A), LOCAL_POLICY, [], POD_HOST, Path.REBIND, id="client behind"),
+        pytest.param(_name(A), LOCAL_POLICY, [], Standpoint(), Path.REBIND, id="router"),
+        pytest.param(_name(A), LOCAL_POLICY, [], HOME, Path.ANCHOR, id="entered at home"),
+        pytest.param(_name(A), None, [CLIENT.address], STRANGER, Path.TRANSLATE, id="client"),
         pytest.param(
-            _name(A), "10.0.1.1", DIRECT, [CLIENT.address], Path.TRANSLATE, id="tracked client"
+            _name(A), DIRECT, [CLIENT.address], HOME, Path.TRANSLATE, id="tracked client at home"
         ),
-        pytest.param(_name(A), "10.0.1.1", DIRECT, ["192.0.2.77"], Path.ADMIT, id="forwarder"),
-        pytest.param(_name(A), "10.0.1.1", OUTGOING, [], Path.ADMIT, id="opened by workload"),
-        pytest.param(_name(A), "10.0.1.1", None, ["192.0.2.77"], Path.NOTHING, id="stranger"),
-        pytest.param(_name(A), "10.0.1.1", THROUGH_SERVICE, [], Path.NOTHING, id="another's entry"),
-        pytest.param(_name(A), A.address, DIRECT, [CLIENT.address], Path.NOTHING, id="kept"),
-        pytest.param(_name(A), f"::ffff:{A.address}", DIRECT, [], Path.NOTHING, id="kept, mapped"),
+        pytest.param(_name(A), DIRECT, ["192.0.2.77"], STRANGER, Path.ADMIT, id="forwarder"),
+        pytest.param(_name(A), OUTGOING, [], STRANGER, Path.ADMIT, id="opened by workload"),
+        pytest.param(_name(A), DIRECT, [], HOME, Path.NOTHING, id="home, not on the new path"),
+        pytest.param(_name(A), None, ["192.0.2.77"], STRANGER, Path.NOTHING, id="stranger"),
+        pytest.param(_name(A), THROUGH_SERVICE, [], STRANGER, Path.NOTHING, id="another's entry"),
+        pytest.param(_name(A, VIRTUAL), OPENED_VIRTUAL, [], HOME, Path.CARRY, id="to a Service"),
         pytest.param(
-            _name(NODE, A),
-            "10.0.1.1",
-            replace(THROUGH_SERVICE, orig=Direction(NODE, A), reply=Direction(B, NODE)),
-            [],
-            Path.NOTHING,
-            id="opened by workload through nat",
+            _name(A, VIRTUAL), OPENED_VIRTUAL, [], STRANGER, Path.REBIND, id="anchored here"
         ),
+        pytest.param(_name(A), MASQUERADED, [], HOME, Path.ANCHOR, id="masqueraded at home"),
+        pytest.param(_name(A, VIRTUAL), TO_ITSELF, [], HOME, Path.CARRY, id="to itself, opener"),
+        pytest.param(AT_SERVICE, TO_ITSELF, [], HOME, Path.CARRY, id="to itself, listener"),
     ],
 )
 def test_a_node_does_what_its_place_on_the_path_allows(
     connection: FourTuple,
-    new: str,
     entry: ConntrackEntry | None,
     addresses: list[str],
+    standpoint: Standpoint,
     wanted: Path,
 ) -> None:
-    found = choose_path(connection, new_address=new, entry=entry, local_addresses=addresses)
+    found = choose_path(
+        connection,
+        addresses={A.address: B.address},
+        entry=entry,
+        local_addresses=addresses,
+        standpoint=standpoint,
+    )
     assert found is wanted
+
+
+@pytest.mark.parametrize("new", [A.address, "203.0.113.1"])
+def test_an_address_that_is_kept_needs_nothing_elsewhere(new: str) -> None:
+    addresses = {A.address if new == A.address else "203.0.113.9": new}
+    found = choose_path(
+        _name(A), addresses=addresses, entry=DIRECT, local_addresses=[CLIENT.address]
+    )
+    assert found is Path.NOTHING
 
 
 def test_a_mapped_client_is_recognized_by_its_ipv4_address() -> None:
@@ -179,6 +236,6 @@ def test_a_mapped_client_is_recognized_by_its_ipv4_address() -> None:
         Endpoint("::ffff:10.0.0.1", 80), Endpoint(f"::ffff:{CLIENT.address}", CLIENT.port)
     )
     chosen = choose_path(
-        mapped, new_address="10.0.1.1", entry=None, local_addresses=[CLIENT.address]
+        mapped, addresses={A.address: B.address}, entry=None, local_addresses=[CLIENT.address]
     )
     assert chosen is Path.TRANSLATE

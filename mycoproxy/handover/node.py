@@ -1,0 +1,76 @@
+"""A peer node as a whole: its own network namespace, and those of the pods on it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from mycoproxy.addresses import FourTuple
+from mycoproxy.handover.peer import LocalPeer
+from mycoproxy.handover.sides import Offer, Task
+from mycoproxy.netfilter.paths import Path
+from mycoproxy.tcp import Segment
+
+
+class LocalNode:
+    """The namespaces of one node as one ``Peer``.
+
+    ``host`` is where the node NATs, forwards and tracks. ``pods`` are where clients live; they are
+    asked for connections of theirs only.
+    """
+
+    def __init__(self, host: LocalPeer, pods: Sequence[LocalPeer] = ()) -> None:
+        self.name = host.name
+        self._host = host
+        self._pods = pods
+        self._clients: dict[FourTuple, LocalPeer] = {}
+
+    async def prepare(self) -> None:
+        """See ``LocalPeer``."""
+        for part in (self._host, *self._pods):
+            await part.prepare()
+
+    async def survey(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
+    ) -> Sequence[Offer]:
+        """See ``Peer``."""
+        offers = [*await self._host.survey(connections, addresses, home=home)]
+        for pod in self._pods:
+            theirs = [one for one in connections if pod.has_address(one.remote.address)]
+            found = await pod.survey(theirs, addresses, home=False) if theirs else ()
+            translating = [offer for offer in found if offer.path is Path.TRANSLATE]
+            self._clients.update((offer.connection, pod) for offer in translating)
+            offers += translating
+        return offers
+
+    async def rehome(self, tasks: Sequence[Task]) -> None:
+        """See ``Peer``."""
+        shares: dict[LocalPeer, list[Task]] = defaultdict(list)
+        for task in tasks:
+            translated = task.path is Path.TRANSLATE
+            part = self._clients.get(task.connection, self._host) if translated else self._host
+            shares[part].append(task)
+        for part, share in shares.items():
+            await part.rehome(share)
+
+    async def lost_segments(self) -> Sequence[Segment]:
+        """See ``Peer``."""
+        return await self._host.lost_segments()
+
+    async def undo(self) -> None:
+        """See ``Peer``. Every namespace is undone, also if one fails."""
+        failures: list[Exception] = []
+        for part in (self._host, *self._pods):
+            try:
+                await part.undo()
+            except Exception as error:  # noqa: BLE001 - told below
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def finish(self) -> None:
+        """See ``Peer``."""
+        await self._host.finish()
+
+    async def close(self) -> None:
+        """See ``LocalPeer``."""
+        for part in (self._host, *self._pods):
+            await part.close()
