@@ -1,8 +1,8 @@
 """Move a pod of a lab to another node: sandbox, plan, move, Service."""
 
 import secrets
-from collections.abc import Callable
-from ipaddress import ip_address
+from collections.abc import Callable, Collection
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from migrate.machine.mover import Mover
@@ -11,7 +11,7 @@ from migrate.machine.report import MoveReport
 from mycoproxy.errors import UsageError
 from mycoproxy.handover import until_finished
 from mycoproxy.namespaces import NamespaceWorker
-from netlab.lab import Lab
+from netlab.lab import Lab, LabNode
 from netlab.pods import Pod
 
 
@@ -25,7 +25,7 @@ def plan_move(
 ) -> MovePlan:
     """The plan that moves a pod from one sandbox of a lab into another one.
 
-    Every node of the lab is a peer: any of them may host clients, or NAT them.
+    Every node of the lab is a peer, with the pods on it: any of them may host clients, or NAT them.
     """
     return MovePlan(
         move_id=f"{lab.name}-{source.name}-{secrets.token_hex(3)}",
@@ -36,7 +36,7 @@ def plan_move(
             ip_address(old): ip_address(new)
             for old, new in zip(source.addresses, target.addresses, strict=True)
         },
-        peers=tuple(PeerNode(name=node.name, netns=node.netns) for node in lab.nodes),
+        peers=tuple(_peer(lab, node, {source.netns, target.netns}) for node in lab.nodes),
         deadlines=deadlines,
         logs=logs or lab.logs,
     )
@@ -107,14 +107,33 @@ def _side(lab: Lab, pod: Pod) -> Side:
     )
 
 
+def _peer(lab: Lab, node: LabNode, moving: Collection[Path]) -> PeerNode:
+    """A node that hosts pods sees its own traffic and theirs; any other one is a router."""
+    subnets = tuple(bridge.network for bridge in node.spec.pod_bridge)
+    return PeerNode(
+        name=node.name,
+        netns=node.netns,
+        pods=tuple(
+            pod.netns
+            for pod in lab.sandboxes()
+            if pod.node == node.name and pod.netns not in moving
+        ),
+        behind=(*subnets, *map(ip_network, _addresses(lab, node.name))) if subnets else None,
+    )
+
+
 def _node_address(lab: Lab, node: str) -> str:
-    addresses = [
+    addresses = _addresses(lab, node)
+    if not addresses:
+        raise UsageError(f"node {node} has no link that a checkpoint could come by")
+    return addresses[0]
+
+
+def _addresses(lab: Lab, node: str) -> list[str]:
+    return [
         str(interface.ip)
         for link in lab.topology.links
         for end in link.ends
         if end.node == node
         for interface in end.addresses
     ]
-    if not addresses:
-        raise UsageError(f"node {node} has no link that a checkpoint could come by")
-    return addresses[0]
