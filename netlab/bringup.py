@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mycoproxy.errors import RefusedError, UsageError
 from mycoproxy.namespaces import NamespaceWorker
-from netlab import cgroups, images, inventory, layout, links, netns, services, syscalls
+from netlab import cgroups, images, inventory, layout, links, netns, pods, services, syscalls
 from netlab.layout import Layout
 from netlab.topology import Interface, Node, Topology
 from netlab.topology_rules import POD_BRIDGE
@@ -30,7 +30,8 @@ def claim(lab: Layout, topology: Topology) -> None:
     """
     require_root()
     for pod in topology.pods:
-        images.image(pod.image)
+        if pod.image is not None:
+            images.image(pod.image)
     layout.RUN.mkdir(mode=0o755, exist_ok=True)
     if not lab.run.exists():
         left = inventory.leftovers(lab.lab)
@@ -74,7 +75,7 @@ def build(lab: Layout, topology: Topology, worker_of: WorkerOf, *, images_mb: in
     _mount_images(lab.images, images_mb)
     cgroups.make(lab.lab)
     for node in topology.nodes:
-        netns.create(lab.netns(node.name), netns.FORWARDING if node.forwards else {})
+        netns.create(lab.netns(node.name), _sysctls(node, topology))
     for number, link in enumerate(topology.links):
         first, second = link.ends
         with lab.netns(second.node).open("rb") as there:
@@ -91,6 +92,13 @@ def build(lab: Layout, topology: Topology, worker_of: WorkerOf, *, images_mb: in
         devices = [device for device, _ in _devices(node, topology)]
         worker_of(node.name).call(links.wait_until_up, devices, timeout=_CARRIER)
     _install_services(lab, topology, worker_of)
+
+
+def _sysctls(node: Node, topology: Topology) -> dict[str, str]:
+    sysctls = dict(netns.FORWARDING) if node.forwards else {}
+    if topology.cluster is not None and node.pod_bridge:
+        sysctls.update(netns.BRIDGED_PODS_ARE_NATED)
+    return sysctls
 
 
 def _devices(node: Node, topology: Topology) -> list[tuple[str, tuple[Interface, ...]]]:
@@ -110,13 +118,11 @@ def _configure(node: Node, topology: Topology, worker: NamespaceWorker) -> None:
 
 
 def _install_services(lab: Layout, topology: Topology, worker_of: WorkerOf) -> None:
+    targets = {}
+    for service in topology.services:
+        pod = topology.pod(service.pod)
+        targets[service.name] = (tuple(map(str, pod.addresses)), pods.port_of(pod))
     for node in topology.nodes:
-        wanted = {}
-        for service in topology.services:
-            if node.name in service.nodes:
-                pod = topology.pod(service.pod)
-                port = pod.port if pod.port is not None else images.image(pod.image).port
-                wanted[service.name] = (service, tuple(map(str, pod.addresses)), port)
-        if wanted:
-            commands = services.ruleset(lab.nft_table, wanted)
+        commands = services.ruleset(lab.nft_table, topology, node.name, targets)
+        if commands:
             worker_of(node.name).call(services.apply, commands)

@@ -1,11 +1,13 @@
 """Is a lab what its topology says? Tried out from every node, not read off the configuration."""
 
+import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mycoproxy.errors import RefusedError
 from netlab import icmp, links, listening
 from netlab.lab import Lab, LabNode
+from netlab.topology import Service
 from netlab.topology_rules import POD_BRIDGE
 
 _TIMEOUT = 1.0  # seconds for an answer; a lab's round trip is some 50 microseconds
@@ -61,6 +63,9 @@ def _neighbours(lab: Lab, node: LabNode) -> Iterator[Item]:
 
 def _pods(lab: Lab) -> Iterator[Item]:
     for pod in lab.sandboxes():
+        if lab.topology.pod(pod.name).image is None:
+            yield Item(f"pod {pod.name}", ok=True, found=f"a sandbox on {pod.node}, as is wanted")
+            continue
         running = pod.running
         found = f"runs on {pod.node}" if running else f"only a sandbox on {pod.node}"
         at_home = lab.state.home.get(pod.name) == pod.node
@@ -69,21 +74,58 @@ def _pods(lab: Lab) -> Iterator[Item]:
             continue
         for node in lab.nodes:
             for address in pod.addresses:
-                yield _connected(node, f"pod {pod.name}", address, pod.port)
+                if _knows_a_way(lab, node, address):
+                    yield _connected(node, f"pod {pod.name}", address, pod.port)
+
+
+def _knows_a_way(lab: Lab, node: LabNode, address: str) -> bool:
+    """Whether the topology gives the node a route to ``address``."""
+    wanted = ipaddress.ip_address(address)
+    if any(hop.version == wanted.version for hop in node.spec.gateways):
+        return True
+    interfaces = [*lab.topology.link_addresses(node.name), *node.spec.pod_bridge]
+    networks = [interface.network for interface in interfaces]
+    for route in node.spec.routes:
+        if route.to != "default":
+            networks.append(route.to)
+        elif route.via.version == wanted.version:
+            return True
+    return any(wanted in network for network in networks)
 
 
 def _services(lab: Lab) -> Iterator[Item]:
-    """From the hosts that have a way out of their own subnet.
+    """From the hosts that the topology lets reach them; a Service of a bare sandbox is left out.
 
-    Not from pod hosts: a pod there answers its own node directly, past the node with the DNAT.
+    In a cluster those are the nodes with its rules, and for a node port the hosts outside. Without
+    one, the hosts that have a way out of their own subnet. Not pod hosts then: a pod there answers
+    its own node directly, past the node with the DNAT.
     """
     for spec in lab.topology.services:
-        if spec.pod not in lab.state.home:
+        if spec.pod not in lab.state.home or lab.topology.pod(spec.pod).image is None:
             continue
         for node in lab.nodes:
-            if node.spec.gateways and not node.spec.pod_bridge:
+            if lab.topology.cluster is not None:
+                asks = node.name in spec.nodes
+            else:
+                asks = bool(node.spec.gateways) and not node.spec.pod_bridge
+            if asks:
                 for address in spec.addresses:
                     yield _connected(node, f"service {spec.name}", str(address), spec.port)
+        if spec.node_port is not None:
+            yield from _node_port(lab, spec, spec.node_port)
+
+
+def _node_port(lab: Lab, spec: Service, port: int) -> Iterator[Item]:
+    home = lab.state.home[spec.pod]
+    entries = [home] if spec.external_traffic_policy == "Local" else spec.nodes
+    for node in lab.nodes:
+        if node.name in spec.nodes:
+            continue
+        for entry in entries:
+            for interface in lab.topology.link_addresses(entry):
+                address = str(interface.ip)
+                if _knows_a_way(lab, node, address):
+                    yield _connected(node, f"service {spec.name} on {entry}", address, port)
 
 
 def _connected(node: LabNode, what: str, address: str, port: int) -> Item:

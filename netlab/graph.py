@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from netlab.topology import Node, Topology
+from netlab.topology import Node, Service, Topology
 from netlab.topology_rules import POD_BRIDGE
 
 
@@ -24,12 +24,25 @@ def planned(topology: Topology) -> list[Place]:
 def text(topology: Topology, places: Sequence[Place]) -> str:
     """One paragraph for each node, then the Services."""
     paragraphs = ["\n".join(_node(topology, node, places)) for node in topology.nodes]
-    for service in topology.services:
+    paragraphs += [_service(service) for service in topology.services]
+    cluster = topology.cluster
+    if cluster is not None:
+        dropped = ", invalid packets are dropped" if cluster.drop_invalid else ""
         paragraphs.append(
-            f"service {service.name}  {_joined(service.addresses)}  port {service.port}"
-            f"  -> pod {service.pod}  (DNAT on {', '.join(service.nodes)})"
+            f"cluster  pods {_joined(cluster.pod_networks)}  "
+            f"(masqueraded by their nodes: {cluster.egress}{dropped})"
         )
     return "\n\n".join(paragraphs)
+
+
+def _service(service: Service) -> str:
+    port = f"port {service.port}"
+    if service.node_port is not None:
+        port += f", node port {service.node_port} ({service.external_traffic_policy})"
+    return (
+        f"service {service.name}  {_joined(service.addresses)}  {port}"
+        f"  -> pod {service.pod}  (DNAT on {', '.join(service.nodes)})"
+    )
 
 
 def _node(topology: Topology, node: Node, places: Sequence[Place]) -> list[str]:
@@ -69,7 +82,10 @@ def dot(topology: Topology, places: Sequence[Place]) -> str:
         lines.append(f"  pod{number} [shape=component, label={label}];")
         lines.append(f"  {_quoted(place.node)} -- pod{number} [style=dotted];")
     for number, service in enumerate(topology.services):
-        label = _quoted("\\n".join((f"service {service.name}", *map(str, service.addresses))))
+        lines_of_label = [f"service {service.name}", *map(str, service.addresses)]
+        if service.node_port is not None:
+            lines_of_label.append(f"node port {service.node_port}")
+        label = _quoted("\\n".join(lines_of_label))
         lines.append(f"  service{number} [shape=cds, label={label}];")
         lines += [f"  {_quoted(name)} -- service{number} [style=dashed];" for name in service.nodes]
     return "\n".join([*lines, "}"])

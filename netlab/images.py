@@ -1,9 +1,10 @@
 """Root file systems for pods, put together from the machine's own Debian binaries.
 
 No registry, no image tool: an image is a server's binary, the libraries it is linked with, and the
-few files of /etc that it reads. It is built once into a cache outside the work tree, under a name
-that is a hash of its content, so another version of the server is another root file system and a
-checkpoint never meets a binary that it was not taken of.
+few files of /etc that it reads; or Python, and a program of ours with what it imports. It is built
+once into a cache outside the work tree, under a name that is a hash of its content, so another
+version of the server is another root file system and a checkpoint never meets a binary that it was
+not taken of.
 """
 
 import hashlib
@@ -13,11 +14,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mycoproxy.check.criu import cache_directory
 from mycoproxy.errors import MycoError, RefusedError, UsageError
+from netlab import python_program
 
 _DIRECTORIES = ("data", "dev", "etc", "proc", "run", "sys", "tmp")
 
@@ -48,7 +50,7 @@ class Image:
     """What a pod of this image runs, unless its topology says otherwise.
 
     ``argv`` may hold ``{port}``. ``user`` is both user and group id. ``data_mb`` is the size limit
-    of the tmpfs on /data in MiB.
+    of the tmpfs on /data in MiB. ``module`` is a Python program of ours that the first binary runs.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Image:
     port: int
     user: int
     data_mb: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    module: str | None = None
 
 
 # Output goes to a file of its own: an outside file on stdio makes a dump fail.
@@ -83,7 +87,29 @@ _REDIS = Image(
     data_mb=1024,
 )
 
-_IMAGES = {image.name: image for image in (_REDIS,)}
+# Its own output goes nowhere: the bundle has no terminal.
+_PATHS = Image(
+    name="paths",
+    binaries=(
+        Binary(
+            path="usr/bin/python3",
+            sources=("/usr/bin/python3",),
+            package="python3",
+            version="Python 3.",
+        ),
+    ),
+    argv=(
+        *("/usr/bin/python3", "-S", "-s", "-m", "netlab.paths.end"),
+        *("--port", "{port}", "--control", "/data/control"),
+    ),
+    port=7000,
+    user=999,
+    data_mb=16,
+    env={"PYTHONPATH": f"/{python_program.PACKAGES}"},
+    module="netlab.paths.end",
+)
+
+_IMAGES = {image.name: image for image in (_REDIS, _PATHS)}
 
 
 def image(name: str) -> Image:
@@ -104,9 +130,15 @@ def root_filesystem(wanted: Image) -> Path:
         source = _source_of(binary)
         files[binary.path] = source
         files.update(_libraries(source))
+    if wanted.module is not None:
+        needed = python_program.files_of(files[wanted.binaries[0].path], wanted.module)
+        files.update(needed)
+        for file in needed.values():
+            if file.suffix == ".so":
+                files.update(_libraries(file))
     built = cache_directory() / "rootfs" / f"{wanted.name}-{_digest(files)}"
     if not built.is_dir():
-        _build(built, files)
+        _build(built, wanted, files)
         for binary in wanted.binaries:
             _verify(built, binary)
     return built
@@ -153,7 +185,7 @@ def _digest(files: Mapping[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(built: Path, files: Mapping[str, Path]) -> None:
+def _build(built: Path, wanted: Image, files: Mapping[str, Path]) -> None:
     """Build beside the final place and rename: nobody ever sees half a root file system."""
     built.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=built.parent) as scratch:
@@ -167,6 +199,8 @@ def _build(built: Path, files: Mapping[str, Path]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             target.chmod(0o755)
+        if wanted.module is not None:
+            python_program.compile_files(files[wanted.binaries[0].path], root)
         for directory, _, _ in os.walk(root):
             Path(directory).chmod(0o755)
         try:

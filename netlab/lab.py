@@ -75,16 +75,18 @@ class LabService:
 
         Connections that are there stay where they are: their conntrack entries decide.
         """
-        commands = services.target_rules(
-            self._lab.layout.nft_table,
-            self.spec,
-            addresses,
-            self._lab.port_of(self.spec.pod),
-        )
+        table, topology = self._lab.layout.nft_table, self._lab.topology
+        port = self._lab.port_of(self.spec.pod)
+        commands = {
+            node: services.target_rules(
+                table, topology, node, self.spec, addresses=addresses, port=port
+            )
+            for node in self.spec.nodes
+        }
         targets = {**self._lab.state.targets, self.spec.name: tuple(addresses)}
         self._lab.record(targets=targets)
-        for name in self.spec.nodes:
-            self._lab.node(name).worker.call(services.apply, commands)
+        for node, rules in commands.items():
+            self._lab.node(node).worker.call(services.apply, rules)
 
 
 class Lab:
@@ -222,12 +224,19 @@ class Lab:
         argv: Sequence[str],
         **kwargs: Any,  # noqa: ANN401
     ) -> subprocess.Popen[Any]:
-        """``subprocess.Popen`` in the node's namespace. ``down`` ends what still runs."""
+        """``subprocess.Popen`` in the namespace of a node, or of a pod where it is at home.
+
+        ``down`` ends what still runs.
+        """
 
         def start() -> subprocess.Popen[Any]:
             return subprocess.Popen(list(argv), **kwargs)
 
-        child = self.node(node).worker.call(start)
+        if any(node == pod.name for pod in self.topology.pods):
+            with NamespaceWorker(self.pod(node).netns) as worker:
+                child = worker.call(start)
+        else:
+            child = self.node(node).worker.call(start)
         self._children.append(child)
         return child
 
@@ -235,7 +244,7 @@ class Lab:
 
     def port_of(self, pod: str) -> int:
         """The port that the pod listens on."""
-        return self._place(Placement(pod=pod, node=self.topology.pod(pod).node, addresses=())).port
+        return pods.port_of(self.topology.pod(pod))
 
     def sandboxes(self) -> list[Pod]:
         """Every place of every pod: two of one that is being moved."""
@@ -251,10 +260,15 @@ class Lab:
         return self._place(placement)
 
     def start_pod(self, name: str) -> Pod:
-        """Make the pod's sandbox on its own node, run its container, wait until it listens."""
+        """Make the pod's sandbox on its own node, run its container, wait until it listens.
+
+        Of a pod without an image there is the sandbox only.
+        """
         spec = self.topology.pod(name)
         pod = self.make_sandbox(name, spec.node, tuple(map(str, spec.addresses)))
         self.record_pod(pod)
+        if spec.image is None:
+            return pod
         pods.run(pod, self.layout.logs / f"runc-run-{pod.name}.log")
         listening.wait(pod, timeout=_LISTENING)
         return pod

@@ -36,6 +36,14 @@ _COMMON = {
     "net/ipv6/conf/default/disable_ipv6": "0",
 }
 
+# A pod's answer to a pod of its own node goes over their bridge and not through the node: without
+# this the NAT of a Service between them would not be taken back. kubeadm wants it set, too. It is
+# there if the kernel has br_netfilter.
+BRIDGED_PODS_ARE_NATED = {
+    "net/bridge/bridge-nf-call-iptables": "1",
+    "net/bridge/bridge-nf-call-ip6tables": "1",
+}
+
 FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 
 

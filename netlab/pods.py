@@ -93,15 +93,23 @@ def place(layout: Layout, spec: PodSpec, node: str, addresses: Sequence[str]) ->
         runc_root=layout.runc_root(node),
         netns=layout.netns(node, spec.name),
         addresses=tuple(str(ipaddress.ip_address(address)) for address in addresses),
-        port=spec.port if spec.port is not None else images.image(spec.image).port,
+        port=port_of(spec),
         cgroup=layout.cgroup(node, spec.name),
     )
+
+
+def port_of(spec: PodSpec) -> int:
+    """The port that the pod listens on; 0 if neither the topology nor an image says."""
+    if spec.port is not None:
+        return spec.port
+    return 0 if spec.image is None else images.image(spec.image).port
 
 
 def make_sandbox(
     pod: Pod, spec: PodSpec, node: Node, worker: NamespaceWorker, *, number: int
 ) -> None:
-    """Make the network namespace, its veth pair to the node's bridge, and the bundle.
+    """Make the network namespace, its veth pair to the node's bridge, and the bundle, if the pod
+    has an image.
 
     ``number`` is the interface number of the node's end; ``worker`` is the node's.
     """
@@ -117,10 +125,15 @@ def make_sandbox(
         )
         worker.call(links.attach_to_bridge, device, POD_BRIDGE)
         inside.call(links.wait_until_up, [_DEVICE], timeout=5.0)
-    image = images.image(spec.image)
+    if spec.image is not None:
+        _write_bundle(pod, spec, images.image(spec.image))
+    pod.runc_root.mkdir(parents=True, exist_ok=True)
+
+
+def _write_bundle(pod: Pod, spec: PodSpec, image: images.Image) -> None:
     process = bundle.Process(
         argv=tuple(word.format(port=pod.port) for word in image.argv) + spec.args,
-        env=spec.env,
+        env={**image.env, **spec.env},
         user=image.user if spec.user is None else spec.user,
         data_mb=image.data_mb if spec.data_mb is None else spec.data_mb,
     )
@@ -132,7 +145,6 @@ def make_sandbox(
         cgroup=pod.cgroup,
     )
     bundle.write(pod.bundle, content)
-    pod.runc_root.mkdir(parents=True, exist_ok=True)
 
 
 def host_device(pod: str) -> str:

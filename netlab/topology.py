@@ -52,6 +52,15 @@ def _destination(value: object) -> Network | Literal["default"]:
         raise ValueError(f"a network (192.0.2.0/24) or 'default' is wanted: {error}") from None
 
 
+def _network(value: object) -> Network:
+    if isinstance(value, Network):
+        return value
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f"a network (192.0.2.0/24) is wanted: {error}") from None
+
+
 def _text(validator: Any, example: str) -> tuple[Any, ...]:  # noqa: ANN401
     """A field that is text in YAML and JSON and an ``ipaddress`` object in the model."""
     return (
@@ -63,6 +72,7 @@ def _text(validator: Any, example: str) -> tuple[Any, ...]:  # noqa: ANN401
 
 AddressText = Annotated[Address, *_text(_address, "192.0.2.1")]
 InterfaceText = Annotated[Interface, *_text(_interface, "192.0.2.1/24")]
+NetworkText = Annotated[Network, *_text(_network, "10.244.0.0/16")]
 DestinationText = Annotated[Network | Literal["default"], *_text(_destination, "192.0.2.0/24")]
 
 # A lab's name has no hyphen: it ends at the first one in a namespace's name (nl-LAB-NODE).
@@ -118,7 +128,12 @@ class PodSpec(_Model):
 
     name: Name
     node: Name
-    image: str = Field(description="one of netlab's images", examples=["redis"])
+    image: str | None = Field(
+        default=None,
+        description="one of netlab's images; none: a sandbox without a container, in which "
+        "whoever uses the lab starts programs",
+        examples=["redis"],
+    )
     addresses: tuple[AddressText, ...] = Field(
         min_length=1, max_length=2, description="one for IPv4, IPv6 or both, of the pod subnets"
     )
@@ -141,13 +156,46 @@ class Service(_Model):
     port: Port
     pod: Name
     nodes: tuple[Name, ...] = Field(min_length=1, description="the nodes that do the DNAT")
+    node_port: Port | None = Field(
+        default=None, description="a port of every one of these nodes that leads to it, too"
+    )
+    external_traffic_policy: Literal["Cluster", "Local"] = Field(
+        default="Cluster",
+        description="of the node port. Cluster: every node leads to the pod, and masquerades. "
+        "Local: only the pod's own node does, and the pod sees the client's address",
+    )
+
+
+class Cluster(_Model):
+    """What kube-proxy and the network plugin do on the nodes with pods, beyond plain DNAT.
+
+    kube-proxy's: masquerading of what comes to a Service from no pod, by a node port, or back to
+    the pod that sent it; and dropping what conntrack calls invalid. The plugin's: ``egress``.
+    """
+
+    pod_networks: tuple[NetworkText, ...] = Field(
+        min_length=1, description="of all nodes' pods together; at most one for each IP version"
+    )
+    egress: Literal["none", "outside", "outside-and-nodes"] = Field(
+        default="outside-and-nodes",
+        description="which connections of a pod its node masquerades: those to the outside, as "
+        "Cilium and ip-masq-agent do, or those to other nodes too, as flannel, kindnet and Calico",
+    )
+    drop_invalid: bool = Field(
+        default=True,
+        description="drop forwarded packets that belong to no connection conntrack knows, as "
+        "kube-proxy does unless told that conntrack is liberal",
+    )
 
 
 class Topology(_Model):
-    """A lab. See ``netlab/topologies/demo.yaml`` for one with everything in it."""
+    """A lab. See ``netlab/topologies/``: ``demo``, and ``kube-service`` with a ``cluster``."""
 
     name: LabName = Field(description="the lab's name, unless `netlab up --name` gives another")
     nodes: tuple[Node, ...] = Field(min_length=1)
+    cluster: Cluster | None = Field(
+        default=None, description="none: Services do DNAT and nothing else"
+    )
     links: tuple[Link, ...] = ()
     pods: tuple[PodSpec, ...] = ()
     services: tuple[Service, ...] = ()
@@ -173,6 +221,18 @@ class Topology(_Model):
     def service(self, name: str) -> Service:
         """The Service of that name. Raises ``UsageError``."""
         return _named(self.services, name, "service")
+
+    def link_addresses(self, node: str) -> tuple[Interface, ...]:
+        """The node's addresses on its links, the first link's first."""
+        ends = (end for link in self.links for end in link.ends if end.node == node)
+        return tuple(interface for end in ends for interface in end.addresses)
+
+    def pod_host(self, address: Address) -> str | None:
+        """The node that ``address`` is a pod's on, if it is one of a pod subnet."""
+        for node in self.nodes:
+            if any(address in bridge.network for bridge in node.pod_bridge):
+                return node.name
+        return None
 
 
 class TopologyProblemsError(ValueError):

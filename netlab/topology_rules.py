@@ -38,6 +38,7 @@ def problems(topology: Topology) -> list[Problem]:
         *_next_hops(topology),
         *_pods(topology),
         *_services(topology),
+        *_cluster(topology),
     ]
 
 
@@ -143,16 +144,8 @@ def _one_of_each_version(path: Path, versions: Iterable[int]) -> Iterator[Proble
 
 
 def _interfaces_of(topology: Topology, node: str) -> list[Interface]:
-    own = [
-        interface
-        for link in topology.links
-        for end in link.ends
-        if end.node == node
-        for interface in end.addresses
-    ]
-    return own + [
-        bridge for each in topology.nodes if each.name == node for bridge in each.pod_bridge
-    ]
+    bridges = [each.pod_bridge for each in topology.nodes if each.name == node]
+    return [*topology.link_addresses(node), *(each for bridge in bridges for each in bridge)]
 
 
 def _next_hops(topology: Topology) -> Iterator[Problem]:
@@ -196,6 +189,10 @@ def _pods(topology: Topology) -> Iterator[Problem]:
                 yield Problem(
                     ("pods", i, "addresses", k), f"a host address of {wanted} is wanted: {address}"
                 )
+        if pod.image is None:
+            for field in ("args", "env", "user", "data_mb"):
+                if getattr(pod, field):
+                    yield Problem(("pods", i, field), "without an image there is no container")
 
 
 def usable(address: Address, subnet: Network) -> bool:
@@ -219,6 +216,10 @@ def _services(topology: Topology) -> Iterator[Problem]:
         if pod is None:
             yield Problem(("services", i, "pod"), f"no such pod: {service.pod}")
             continue
+        if pod.image is None and pod.port is None:
+            yield Problem(
+                ("services", i, "pod"), f"pod {pod.name} has no image, and so needs a port"
+            )
         versions = {address.version for address in pod.addresses}
         for k, address in enumerate(service.addresses):
             if address.version not in versions:
@@ -226,3 +227,55 @@ def _services(topology: Topology) -> Iterator[Problem]:
                     ("services", i, "addresses", k),
                     f"pod {pod.name} has no IPv{address.version} address for {address} to lead to",
                 )
+
+
+def _cluster(topology: Topology) -> Iterator[Problem]:
+    yield from _node_ports(topology)
+    cluster = topology.cluster
+    if cluster is None:
+        return
+    networks = cluster.pod_networks
+    yield from _one_of_each_version(
+        ("cluster", "pod_networks"), (each.version for each in networks)
+    )
+    for i, node in enumerate(topology.nodes):
+        for k, bridge in enumerate(node.pod_bridge):
+            if not any(_within(bridge.network, network) for network in networks):
+                yield Problem(
+                    ("nodes", i, "pod_bridge", k),
+                    f"{bridge.network} is not of the cluster's pod networks",
+                )
+    for i, service in enumerate(topology.services):
+        for k, address in enumerate(service.addresses):
+            if any(address in network for network in networks):
+                yield Problem(
+                    ("services", i, "addresses", k), f"{address} is of the cluster's pod networks"
+                )
+
+
+def _node_ports(topology: Topology) -> Iterator[Problem]:
+    owners: dict[int, str] = {}
+    for i, service in enumerate(topology.services):
+        if service.node_port is None:
+            if service.external_traffic_policy == "Local":
+                yield Problem(
+                    ("services", i, "external_traffic_policy"), "Local is for a node_port only"
+                )
+            continue
+        path: Path = ("services", i, "node_port")
+        if topology.cluster is None:
+            yield Problem(path, "a node port is for a topology with a cluster")
+        if service.node_port in owners:
+            yield Problem(
+                path,
+                f"node port taken: {service.node_port} belongs to {owners[service.node_port]}",
+            )
+        owners.setdefault(service.node_port, f"service {service.name}")
+
+
+def _within(network: Network, other: Network) -> bool:
+    return (
+        network.version == other.version
+        and network.network_address in other
+        and network.prefixlen >= other.prefixlen
+    )

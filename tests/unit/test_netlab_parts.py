@@ -8,9 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycoproxy.errors import MycoError, UsageError
-from netlab import allocation, bundle, graph, icmp, images, layout, listing, mounts, services
+from netlab import (
+    allocation,
+    bundle,
+    graph,
+    icmp,
+    images,
+    layout,
+    listing,
+    mounts,
+    services,
+    topology,
+)
 from netlab.layout import Layout
-from netlab.topology import Address, load
+from netlab.topology import Address, Topology, load
 from netlab.topology_rules import usable
 
 BRIDGE = ipaddress.ip_interface("10.1.1.1/29")
@@ -157,9 +168,14 @@ def test_only_root_has_capabilities() -> None:
         assert process["terminal"] is False
 
 
+def rules_of(topology: Topology, node: str, service: str, targets: list[str]) -> list[str]:
+    spec = topology.service(service)
+    text = services.target_rules("t", topology, node, spec, addresses=targets, port=80)
+    return text.splitlines()
+
+
 def test_service_rules_are_one_transaction_for_both_ip_versions() -> None:
-    service = load(Path("demo")).service("redis")
-    assert services.target_rules("t", service, ["10.1.1.2", "2001:db8::2"], 80).splitlines() == [
+    assert rules_of(load(Path("demo")), "router", "redis", ["10.1.1.2", "2001:db8::2"]) == [
         "flush chain inet t service-redis",
         "add rule inet t service-redis ip daddr 10.96.0.10 tcp dport 6379 dnat ip to 10.1.1.2:80",
         "add rule inet t service-redis ip6 daddr 2001:db8:96::10 tcp dport 6379 "
@@ -168,9 +184,55 @@ def test_service_rules_are_one_transaction_for_both_ip_versions() -> None:
 
 
 def test_service_with_two_targets_of_one_version_is_refused() -> None:
-    service = load(Path("demo")).service("redis")
     with pytest.raises(UsageError, match="one IPv4 target is wanted"):
-        services.target_rules("t", service, ["10.1.1.2", "10.1.1.3"], 80)
+        rules_of(load(Path("demo")), "router", "redis", ["10.1.1.2", "10.1.1.3"])
+
+
+@pytest.mark.parametrize("node", ["alpha", "beta", "gamma"])
+def test_local_node_port_leads_to_the_pod_only_on_the_pods_own_node(node: str) -> None:
+    rules = rules_of(load(Path("kube-service")), node, "workload-local", ["10.244.2.9"])
+    end = "dnat ip to 10.244.2.9:80" if node == "beta" else "tcp dport 30081 drop"
+    assert rules[-1].endswith(end)
+    assert sum(rule.endswith("drop") for rule in rules) == (node != "beta")
+
+
+def test_connections_to_a_virtual_address_are_masqueraded_unless_a_pod_opened_them() -> None:
+    rules = rules_of(load(Path("kube-service")), "alpha", "backend", ["10.244.3.3"])
+    assert [rule.partition("dport 80 ")[2] for rule in rules[1:]] == [
+        "ip saddr 10.244.3.3 meta mark set meta mark | 0x4000",
+        "ip saddr != 10.244.0.0/16 meta mark set meta mark | 0x4000",
+        "dnat ip to 10.244.3.3:80",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("egress", "spared"),
+    [
+        ("outside-and-nodes", "10.244.0.0/16, 224.0.0.0/4 "),
+        ("outside", "10.244.0.0/16, 224.0.0.0/4, 192.0.2.2, 192.0.2.18, 192.0.2.34 "),
+        ("none", None),
+    ],
+)
+def test_what_pods_send_is_masqueraded_as_the_topology_says(
+    egress: str, spared: str | None
+) -> None:
+    text = (Path(topology.__file__).parent / "topologies" / "kube-service.yaml").read_text()
+    text = text.replace("egress: outside-and-nodes", f"egress: {egress}")
+    parsed = topology.parse(text, origin="kube-service")
+    targets = {service.name: ((), 80) for service in parsed.services}
+    rules = services.ruleset("t", parsed, "alpha", targets)
+    assert ("ip saddr 10.244.0.0/16 ip daddr !=" in rules) is (spared is not None)
+    if spared is not None:
+        assert f"ip daddr != {{ {spared}}} masquerade" in rules
+    assert services.ruleset("t", parsed, "router", targets) == ""
+
+
+def test_graph_shows_node_ports_and_what_the_cluster_does() -> None:
+    kube = load(Path("kube-service"))
+    drawn = graph.text(kube, graph.planned(kube))
+    assert "node port 30081 (Local)" in drawn
+    assert "masqueraded by their nodes: outside-and-nodes" in drawn
+    assert "node port 30080" in graph.dot(kube, [])
 
 
 def test_checksum_of_a_message_with_its_checksum_is_zero() -> None:

@@ -14,6 +14,8 @@ from netlab.topology import Topology, load, parse
 
 DEMO = (Path(topology.__file__).parent / "topologies" / "demo.yaml").read_text()
 
+KUBE_SERVICE = (Path(topology.__file__).parent / "topologies" / "kube-service.yaml").read_text()
+
 
 def replaced(old: str, new: str) -> str:
     assert old in DEMO
@@ -156,6 +158,66 @@ def test_mistake_is_told_with_file_field_and_what_is_wanted(text: str, wanted: s
     assert re.search(wanted, str(caught.value), re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        pytest.param(
+            "10.244.0.0/16, 2001",
+            "10.0.0.0/16, 2001",
+            r"nodes\[0\]\.pod_bridge\[0\]: 10\.244\.1\.0/24 is not of the cluster's pod networks",
+            id="pods outside the pod networks",
+        ),
+        pytest.param(
+            "10.96.0.10",
+            "10.244.9.10",
+            r"services\[0\]\.addresses\[0\]: 10\.244\.9\.10 is of the cluster's pod networks",
+            id="virtual address among the pods'",
+        ),
+        pytest.param(
+            "node_port: 30081",
+            "node_port: 30080",
+            r"services\[1\]\.node_port: node port taken: 30080 belongs to service workload$",
+            id="node port twice",
+        ),
+        pytest.param(
+            "    node_port: 30081\n",
+            "",
+            r"services\[1\]\.external_traffic_policy: Local is for a node_port only",
+            id="local without a node port",
+        ),
+        pytest.param(
+            "node: gamma, port: 7000",
+            "node: gamma",
+            r"services\[2\]\.pod: pod backend has no image, and so needs a port",
+            id="service of a sandbox without a port",
+        ),
+        pytest.param(
+            "{name: client-alpha, ",
+            "{name: client-alpha, args: [x], ",
+            r"pods\[1\]\.args: without an image there is no container",
+            id="arguments of a sandbox",
+        ),
+        pytest.param(
+            "egress: outside-and-nodes",
+            "egress: nowhere",
+            r"cluster\.egress: input should be 'none', 'outside' or 'outside-and-nodes'",
+            id="unknown egress",
+        ),
+    ],
+)
+def test_mistake_in_a_cluster_is_told(old: str, new: str, wanted: str) -> None:
+    assert old in KUBE_SERVICE
+    with pytest.raises(UsageError) as caught:
+        parse(KUBE_SERVICE.replace(old, new), origin="x.yaml")
+    assert re.search(wanted, str(caught.value), re.MULTILINE)
+
+
+def test_node_port_without_a_cluster_is_refused() -> None:
+    text = replaced("nodes: [router]", "nodes: [router]\n    node_port: 30080")
+    with pytest.raises(UsageError, match="a node port is for a topology with a cluster"):
+        parse(text, origin="x.yaml")
+
+
 def test_error_names_the_line_of_the_field() -> None:
     text = replaced("192.0.2.18/28", "192.0.2.2/28")
     line = next(i for i, each in enumerate(text.splitlines(), 1) if "node: beta, device" in each)
@@ -184,7 +246,8 @@ def test_unknown_name_lists_the_known_ones(lookup: Callable[[Topology, str], obj
 def test_schema_describes_every_field_as_text_or_number() -> None:
     described = json.loads(topology.schema())
     assert described["properties"]["nodes"]["minItems"] == 1
-    assert set(described["$defs"]) == {"Link", "LinkEnd", "Node", "PodSpec", "Route", "Service"}
+    models = {"Cluster", "Link", "LinkEnd", "Node", "PodSpec", "Route", "Service"}
+    assert set(described["$defs"]) == models
     bridge = described["$defs"]["Node"]["properties"]["pod_bridge"]["items"]
     assert bridge["type"] == "string"
     assert described["$defs"]["Node"]["additionalProperties"] is False
