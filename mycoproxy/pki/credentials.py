@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from mycoproxy.pki.contexts import ALPN, context_with
 from mycoproxy.pki.errors import CertificateError, CredentialsError, PeerRefusedError
@@ -157,15 +157,15 @@ class Credentials:
         """
         try:
             certificate = x509.load_der_x509_certificate(_der_of(peer))
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise PeerRefusedError(f"the peer's certificate cannot be read: {error}") from error
         try:
+            _check_signature(certificate, self.authorities)
             identity = identity_of(certificate)
             if identity.cluster != self.cluster:
                 raise CertificateError(
                     f"the peer is {identity.uri}; a node of cluster {self.cluster} is wanted"
                 )
-            _check_signature(certificate, self.authorities)
             _check_time(certificate, now or utc_now())
         except CertificateError as error:
             raise PeerRefusedError(str(error)) from error
@@ -193,7 +193,7 @@ def _check_signature(
     for authority in authorities:
         try:
             certificate.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             continue
         return
     raise CertificateError(

@@ -56,7 +56,7 @@ def read_certificates(data: bytes, origin: object) -> list[x509.Certificate]:
     """All certificates in ``data``, at least one. ``CredentialsError`` names ``origin``."""
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise CredentialsError(f"{origin}: no certificate can be read: {error}") from error
 
 
