@@ -312,7 +312,12 @@ class Lab:
         worker = self._nodes[node].worker
         try:
             pods.make_sandbox(
-                pod, spec, self.topology.node(node), worker, number=_POD_INTERFACE + made
+                pod,
+                spec,
+                self.topology.node(node),
+                worker,
+                number=_POD_INTERFACE + made,
+                hairpin=self.topology.cluster is not None,
             )
         except BaseException:
             self.remove_pod(pod)

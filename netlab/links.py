@@ -60,11 +60,17 @@ def make_bridge(device: str, addresses: Sequence[Interface]) -> None:
         _set_up(netlink, _number(netlink, device), addresses)
 
 
-def attach_to_bridge(device: str, bridge: str) -> None:
-    """Make ``device`` a port of ``bridge`` and take it up."""
+def attach_to_bridge(device: str, bridge: str, *, hairpin: bool) -> None:
+    """Make ``device`` a port of ``bridge`` and take it up.
+
+    ``hairpin``: what comes by this port may leave by it again, as it must if a pod reaches itself
+    through a Service. CNI's bridge plugin calls it hairpinMode.
+    """
     with rtnetlink(f"cannot attach {device} to {bridge}") as netlink:
         port = _number(netlink, device)
         netlink.link("set", index=port, master=_number(netlink, bridge))
+        if hairpin:
+            netlink.brport("set", index=port, mode=1)
         netlink.link("set", index=port, state="up")
 
 

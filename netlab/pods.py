@@ -106,12 +106,13 @@ def port_of(spec: PodSpec) -> int:
 
 
 def make_sandbox(
-    pod: Pod, spec: PodSpec, node: Node, worker: NamespaceWorker, *, number: int
+    pod: Pod, spec: PodSpec, node: Node, worker: NamespaceWorker, *, number: int, hairpin: bool
 ) -> None:
     """Make the network namespace, its veth pair to the node's bridge, and the bundle, if the pod
     has an image.
 
-    ``number`` is the interface number of the node's end; ``worker`` is the node's.
+    ``number`` is the interface number of the node's end; ``worker`` is the node's. ``hairpin``: the
+    pod can reach itself through a Service.
     """
     netns.create(pod.netns, {})
     device = host_device(pod.name)
@@ -123,7 +124,7 @@ def make_sandbox(
             [(_DEVICE, _interfaces(pod, node))],
             links.default_routes([bridge.ip for bridge in _bridges(pod, node)]),
         )
-        worker.call(links.attach_to_bridge, device, POD_BRIDGE)
+        worker.call(links.attach_to_bridge, device, POD_BRIDGE, hairpin=hairpin)
         inside.call(links.wait_until_up, [_DEVICE], timeout=5.0)
     if spec.image is not None:
         _write_bundle(pod, spec, images.image(spec.image))

@@ -124,6 +124,11 @@ class End:
             return [[each.number, each.opener, each.open, each.ended] for each in self._all]
         elif do == "report":
             return [stream.report() for stream in self._all]
+        elif do == "forget":
+            for stream in self._streams.values():
+                stream.socket.close()
+            self._streams.clear()
+            self._all.clear()
         elif do == "quit":
             self._going = False
         else:
