@@ -1,1 +1,1 @@
-"""How the agents of a move come to one outcome: presumed-abort two-phase commit, and its journal."""
+"""How the agents of a move come to one outcome: a presumed-abort two-phase commit, its journal."""
