@@ -61,7 +61,7 @@ async def move_pod(
         raise UsageError(f"pod {name} is on {node} already")
     target = lab.make_sandbox(name, node)
     plan = plan_move(lab, source, target, logs=logs, deadlines=deadlines)
-    mover = Mover(plan, progress=progress)
+    mover = Mover(plan, progress=progress, switch=lambda: _settle(lab, target))
     try:
         return await mover.run()
     finally:

@@ -32,6 +32,7 @@ from mycoproxy.errors import MycoError, RefusedError
 from mycoproxy.handover import Handover, Nodes
 from mycoproxy.statetable import Driver, Transition
 
+_FOLLOW_SECONDS = 0.005  # between looks for new connections that came to the old place
 _LOG_LEVEL = 2  # errors and warnings; more is a write(2) for every line
 
 
@@ -43,12 +44,21 @@ class Mover:
     """One move. ``run`` it once.
 
     ``progress`` is called with a few words as each step begins, also during the freeze: it must
-    be quick.
+    be quick. ``switch`` is called, in a thread of its own, once the workload runs on the target: to
+    lead new connections there. Those that come to the source until then, or shortly after, are
+    passed on.
     """
 
-    def __init__(self, plan: MovePlan, *, progress: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        plan: MovePlan,
+        *,
+        progress: Callable[[str], None] = lambda _: None,
+        switch: Callable[[], None] = lambda: None,
+    ) -> None:
         self.plan = plan
         self._progress = progress
+        self._switch = switch
         self._stack = AsyncExitStack()
         self._driver = Driver(
             TABLE,
@@ -323,6 +333,7 @@ class Mover:
     async def _remove_source(self) -> None:
         assert self._handover is not None
         await self._ground.source.silence()
+        failures = await _attempt(self._switch_over(self._handover))
         await self._handover.finish()
         await asyncio.to_thread(self._ground.cgroup.kill, timeout=self.plan.deadlines.remove)
         self._frozen = False
@@ -331,6 +342,17 @@ class Mover:
         await Runc(self.plan.source.runc_root).delete(
             self.plan.source.container_id, timeout=self.plan.deadlines.remove
         )
+
+        if failures:
+            raise failures[0]
+
+    async def _switch_over(self, handover: Handover) -> None:
+        switching = asyncio.create_task(asyncio.to_thread(self._switch))
+        last = time.monotonic() + self.plan.deadlines.follow
+        while not switching.done() or time.monotonic() < last:
+            self.report.welcomed += await handover.follow()
+            await asyncio.sleep(_FOLLOW_SECONDS)
+        await switching
 
     # -- back, and afterwards ---------------------------------------------------------------
 

@@ -61,6 +61,10 @@ class Deadlines(_Part):
     restore: Seconds = 30.0
     resume: Seconds = 10.0
     remove: Seconds = 10.0
+    follow: Seconds = Field(
+        default=0.2,
+        description="for new connections that still come to the old place; they are passed on",
+    )
     linger: Seconds = Field(
         default=10.0,
         description="for connections that the workload had closed, with bytes still on their way",

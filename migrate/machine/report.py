@@ -14,6 +14,7 @@ class MoveReport:
 
     ``marks`` has the end of each phase by its name, and
     ``begin`` for the freeze's first moment. ``remarks``: what could not be kept of the connections.
+    ``welcomed``: how many new ones came to the source when the workload had left it.
     """
 
     move_id: str
@@ -24,6 +25,7 @@ class MoveReport:
     connections: int = 0
     rehomed: list[Rehomed] = field(default_factory=list)
     replayed_packets: int = 0
+    welcomed: int = 0
     memory_bytes: int = 0
     image_bytes: int = 0
     remarks: tuple[str, ...] = ()
@@ -62,6 +64,7 @@ class MoveReport:
             "connections_moved": self.connections,
             "rehomed": paths,
             "replayed_packets": self.replayed_packets,
+            "new_connections_passed_on": self.welcomed,
             "memory_bytes": self.memory_bytes,
             "image_bytes": self.image_bytes,
             "remarks": list(self.remarks),

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
+from mycoproxy.addresses import FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.machine import TABLE, Action, Event, State
 from mycoproxy.handover.routes import Plan, Routes
@@ -68,6 +69,8 @@ class Handover:
         self._nodes = nodes
         self._routes = Routes(self._addresses, home=nodes.source, target=nodes.target)
         self._plan = Plan()
+        self._newcomers: list[Segment] = []
+        self._welcomed: set[FourTuple] = set()
         self._record_commit = record_commit
         self.connections: Sequence[Connection] = ()
         self.rehomed: list[Rehomed] = []
@@ -158,7 +161,8 @@ class Handover:
             case Action.RESUME_SOURCE:
                 await self._source.resume()
             case Action.RELEASE_HOLD:
-                await self._source.release_hold(await self._lost_at_peers([]))
+                lost = await self._lost_at_peers([])
+                await self._source.release_hold([*lost, *self._newcomers])
 
     async def _go_live(self) -> None:
         failures: list[Exception] = []
@@ -166,6 +170,10 @@ class Handover:
         lost += await self._lost_at_peers(failures)
         live = await self._target.go_live(lost)
         self.replayed, self.remarks = live.delivered, live.remarks
+        if self._newcomers:
+            syns, self._newcomers = self._newcomers, []
+            self._welcomed.update(syn.connection for syn in syns)
+            await self._target.welcome(syns, self._addresses, {})  # established with all others
         if failures:
             raise failures[0]
 
@@ -209,15 +217,22 @@ class Handover:
 
     async def _rehome(self) -> None:
         travelling = [one.four_tuple for one in self.connections if one.has_path(self._addresses)]
-        await self.survey([Known(name) for name in travelling])
-        self._plan = plan = self._routes.plan(travelling)
-        if plan.unreached:
-            left = plan.unreached
+        self._newcomers += await self._source.newcomers()
+        plan = await self._lead([*travelling, *(syn.connection for syn in self._newcomers)])
+        # A newcomer that nobody leads will send its SYN again: to wherever it is led by then.
+        left = sorted(set(plan.unreached) & set(travelling))
+        if left:
             others = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise MycoError(
                 f"no peer node leads {left[0]}{others} to its new address: the client's node has "
                 "to be among the peers, or the address has to be kept"
             )
+        self._plan = plan
+        self.rehomed = plan.rehomed
+
+    async def _lead(self, names: Sequence[FourTuple]) -> Plan:
+        await self.survey([Known(name) for name in names])
+        plan = self._routes.plan(name for name in names if not is_inside(name, self._addresses))
         await _all(
             *(
                 peer.rehome(plan.tasks[peer.name])
@@ -225,7 +240,23 @@ class Handover:
                 if plan.tasks.get(peer.name)
             )
         )
-        self.rehomed = plan.rehomed
+        return plan
+
+    async def follow(self) -> int:
+        """Once live: pass on the connections that have begun at the source since the last call.
+
+        Clients go on coming there until their nodes know better, and what they send there nobody
+        answers. Returns how many there were. Raises ``MycoError``.
+        """
+        newcomers = [*self._newcomers, *await self._source.newcomers()]
+        self._newcomers = []
+        if not newcomers:
+            return 0
+        new = [syn.connection for syn in newcomers if syn.connection not in self._welcomed]
+        plan = await self._lead(new)
+        self._welcomed.update(new)
+        await self._target.welcome(newcomers, self._addresses, plan.via)
+        return len(newcomers)
 
 
 async def _tried(

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from pyroute2 import IPRoute
 
@@ -58,6 +59,7 @@ class LocalPeer:
         self._surveyed: dict[FourTuple, Offer] = {}
         self._obsolete: list[ConntrackEntry] = []
         self._held_names: dict[FourTuple, FourTuple] = {}
+        self._lost: list[Segment] = []
         self._tap: Tap | None = None
 
     async def prepare(self) -> None:
@@ -167,9 +169,25 @@ class LocalPeer:
             return
         # While they are held here, their packets have the names that the other side gave them.
         self._held_names |= {_outer_side(change, name): name for name, change in changes.items()}
-        self._tap = Tap()
-        rebind(self._conntrack, self._hold, list(changes.values()))
+        tap = self._listening_tap()
+        try:
+            rebind(self._conntrack, self._hold, list(changes.values()))
+        finally:
+            tap.pause()
         self._rebound += changes.values()
+        with suppress(TcpError):  # it overflowed: then the clients send again, later
+            self._lost += [
+                segment.moved_to(name)
+                for segment in tap.arrived()
+                if (name := self._held_names.get(segment.connection)) is not None
+            ]
+
+    def _listening_tap(self) -> Tap:
+        if self._tap is None:
+            self._tap = Tap()
+        else:
+            self._tap.go_on()
+        return self._tap
 
     def _clients_here(self, connections: Sequence[FourTuple]) -> frozenset[FourTuple]:
         """Those whose client is here *and* dialled the workload itself.
@@ -195,20 +213,8 @@ class LocalPeer:
 
     async def lost_segments(self) -> Sequence[Segment]:
         """See ``Peer``. All that arrived: whoever has the states knows what is news in it."""
-        return await self._worker.run(self._lost_segments)
-
-    def _lost_segments(self) -> Sequence[Segment]:
-        if self._tap is None:
-            return ()
-        try:
-            arrived = self._tap.arrived()
-        except TcpError:  # it overflowed: then the clients send again, later
-            return ()
-        return [
-            segment.moved_to(name)
-            for segment in arrived
-            if (name := self._held_names.get(segment.connection)) is not None
-        ]
+        lost, self._lost = self._lost, []
+        return lost
 
     async def undo(self) -> None:
         """See ``Peer``."""

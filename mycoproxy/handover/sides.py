@@ -130,12 +130,21 @@ class Source(Protocol):
     async def lost_segments(self) -> Sequence[Segment]:
         """What came in during the hold and is in no captured state."""
 
+    async def newcomers(self) -> Sequence[Segment]:
+        """The SYNs that came since the last call, of connections that nobody has answered.
+
+        From ``hold`` on, and until the source is removed.
+        """
+
     async def resume(self) -> None:
         """Undo ``capture``: the sockets go on as they were, the accept queues are filled again.
         What they say at once has to get out, so the hold on them ends here already."""
 
     async def release_hold(self, lost: Sequence[Segment]) -> None:
-        """Undo ``hold``; what came in meanwhile is delivered, and ``lost``, which peers kept."""
+        """Undo ``hold``; what came in meanwhile is delivered, and ``lost``, which peers kept.
+
+        Newcomers too, unless they were asked for.
+        """
 
 
 class Peer(Protocol):
@@ -187,6 +196,14 @@ class Target(Protocol):
         ``lost`` has the connections' names on the source. What the shield itself has kept away is
         delivered as well.
         """
+
+    async def welcome(
+        self,
+        syns: Sequence[Segment],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        """Deliver SYNs that came to the source; named and meant as in ``establish``. When live."""
 
     async def discard(self) -> None:
         """Undo ``establish``: the sockets are closed, silently."""

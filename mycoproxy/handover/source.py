@@ -129,6 +129,10 @@ class LocalSource:
         ]
         return connections
 
+    async def newcomers(self) -> Sequence[Segment]:
+        """See ``Source``."""
+        return await self._worker.run(self._waiting.newcomers)
+
     async def lost_segments(self) -> Sequence[Segment]:
         """See ``Source``."""
         return await self._worker.run(self._lost_segments)
@@ -169,8 +173,9 @@ class LocalSource:
     def _release_hold(self, lost: Sequence[Segment]) -> None:
         self._let_go()
         found = self._lost_segments()
+        newcomers = self._waiting.newcomers()
         self._waiting.announce()
-        inject([*found, *lost])
+        inject([*found, *lost, *newcomers])
 
     def _let_go(self) -> None:
         self._hold.let_go(self._as_they_pass(self._names()))

@@ -121,19 +121,21 @@ class LocalTarget:
             self._established.append((held, state))
         for queue, listener in _match_listeners(connections, sockets.listeners):
             self._put(queue, listener, addresses)
-        self._lead(via)
+        self._lead(via, addresses)
 
-    def _lead(self, via: Mapping[FourTuple, Endpoint]) -> None:
+    def _lead(self, via: Mapping[FourTuple, Endpoint], addresses: Mapping[str, str]) -> None:
         """Have packets go to, and come from, the nodes that connections are anchored at."""
         if not via:
             return
+        moves = []
         for old, anchor in via.items():
-            name = FourTuple(*map(on_the_wire, self._new_names[old]))
+            name = FourTuple(on_the_wire(_moved_end(old.local, addresses)), on_the_wire(old.remote))
             self._via[FourTuple(name.local, anchor)] = name
             # Here it is the other end that is translated: the workload is in the client's place.
             reverse = FourTuple(local=name.remote, remote=name.local)
-            self._moves.append(Move(reverse, anchor.address))
-        Translate(self._nft).add(self._moves)
+            moves.append(Move(reverse, anchor.address))
+        Translate(self._nft).add(moves)
+        self._moves += moves
 
     def _put(self, queue: _Queue, listener: Listener, addresses: Mapping[str, str]) -> None:
         states = [self._moved(connection, addresses) for connection in queue.connections]
@@ -192,6 +194,27 @@ class LocalTarget:
     def _arrived(self) -> list[Segment]:
         arrived = self._tap.arrived() if self._tap is not None else ()
         return [one.moved_to(self._via.get(one.connection, one.connection)) for one in arrived]
+
+    async def welcome(
+        self,
+        syns: Sequence[Segment],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        """See ``Target``."""
+        await self._worker.run(self._welcome, syns, addresses, via)
+
+    def _welcome(
+        self,
+        syns: Sequence[Segment],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        self._lead(via, addresses)
+        inject(
+            syn.moved_to(syn.connection._replace(local=_moved_end(syn.connection.local, addresses)))
+            for syn in syns
+        )
 
     async def discard(self) -> None:
         """See ``Target``. What waits at the copy's listeners goes with them, under the shield."""

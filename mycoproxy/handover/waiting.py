@@ -15,6 +15,7 @@ from mycoproxy.sockdiag import SocketLookup
 from mycoproxy.sockets import Listener
 from mycoproxy.socktable import AddressInUse, addresses_in_use
 from mycoproxy.tcp import (
+    Segment,
     Tap,
     TcpConnectionState,
     TcpError,
@@ -47,6 +48,8 @@ class WaitingConnections:
         self._requests: set[FourTuple] = set()
         self._handshakes: list[Handshake] = []
         self._taken: list[Waiting] = []
+        self._begun: set[FourTuple] = set()
+        self._kept: dict[FourTuple, Segment] = {}
         self._syns: Tap | None = None
 
     def watch(self) -> list[FourTuple]:
@@ -72,21 +75,42 @@ class WaitingConnections:
         """
         if self._syns is None:
             return
-        self._requests.update(
-            segment.connection
-            for segment in self._syns.arrived()
+        arrived = self._arrived(self._syns)
+        asked = self._requests | arrived.keys()
+        if not asked:
+            return
+        with SocketLookup() as lookup:
+            found = {name: lookup.find(name) for name in asked}
+        # What has come to nothing did not come as far as the listener.
+        self._kept = {name: syn for name, syn in arrived.items() if found[name] is None}
+        self._begun = {name for name, state in found.items() if state is not None}
+        self._handshakes = handshakes.learn(
+            [
+                name
+                for name, state in found.items()
+                if state is not None and state.state == TcpConnectionState.SYN_RECV
+            ],
+            tap,
+        )
+
+    def newcomers(self) -> list[Segment]:
+        """The SYNs of connections that nobody here has answered, since the last call.
+
+        Those that arrived after new ones were to be kept out. Raises ``TcpError``.
+        """
+        if self._syns is not None:
+            self._kept |= self._arrived(self._syns)
+        kept, self._kept = self._kept, {}
+        known = {on_the_wire(state.connection) for state in self.states} | self._begun
+        return [syn for name, syn in kept.items() if name not in known]
+
+    def _arrived(self, syns: Tap) -> dict[FourTuple, Segment]:
+        return {
+            segment.connection: segment
+            for segment in syns.arrived()
             if segment.header.flags & (SYN | ACK) == SYN
             and self._listens_at(segment.connection.local)
-        )
-        if self._requests:
-            with SocketLookup() as lookup:
-                pending = [
-                    name
-                    for name in self._requests
-                    if (found := lookup.find(name)) is not None
-                    and found.state == TcpConnectionState.SYN_RECV
-                ]
-            self._handshakes = handshakes.learn(pending, tap)
+        }
 
     def take(self) -> list[Waiting]:
         """Complete the handshakes, and take everything out of the accept queues. Under the hold.

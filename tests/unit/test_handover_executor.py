@@ -34,7 +34,7 @@ from mycoproxy.netfilter.paths import Path
 from mycoproxy.sockets import DescriptorName
 from mycoproxy.statetable import Transition
 from mycoproxy.tcp import Segment, TcpConnectionState, TcpState
-from mycoproxy.tcp.segments import ACK, segment
+from mycoproxy.tcp.segments import ACK, SYN, segment
 from mycoproxy.tcp.state import Buffers, Negotiated, ReceiveQueue, SendQueue, Window
 
 T = TypeVar("T")
@@ -95,6 +95,7 @@ class Recorder:
         self.calls: list[str] = []
         self.failing = set(failing)
         self.connections: list[Connection] = [connection(40001), connection(40002)]
+        self.newcomers: list[Segment] = []
 
     async def call(self, name: str) -> None:
         self.calls.append(name)
@@ -118,6 +119,10 @@ class RecordingSource:
     async def lost_segments(self) -> Sequence[Segment]:
         await self._recorder.call("losses source")
         return [lost_at("source")]
+
+    async def newcomers(self) -> Sequence[Segment]:
+        found, self._recorder.newcomers = self._recorder.newcomers, []
+        return found
 
     async def resume(self) -> None:
         await self._recorder.call("resume")
@@ -179,6 +184,17 @@ class RecordingTarget:
         self.replayed = lost
         await self._recorder.call("go live")
         return WentLive(len(lost), ("an option was not kept",))
+
+    async def welcome(
+        self,
+        syns: Sequence[Segment],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        assert addresses == ADDRESSES and not via
+        self._recorder.calls.append(
+            "welcome " + ",".join(str(syn.connection.remote.port) for syn in syns)
+        )
 
     async def discard(self) -> None:
         await self._recorder.call("discard")
@@ -416,6 +432,51 @@ def test_a_connection_whose_address_is_kept_needs_no_peer() -> None:
     recorded.recorder.connections.append(connection(40003, local="10.9.0.1"))
     run(recorded.handover.ready())
     assert recorded.handover.state is State.READY
+
+
+def syn(port: int) -> Segment:
+    return segment(connection(port).four_tuple, flags=SYN, sequence=1)
+
+
+def test_who_comes_while_new_ones_are_kept_out_is_led_and_welcomed_when_all_is_live() -> None:
+    recorded = Recorded()
+    recorded.peers.append(RecordingPeer(recorded.recorder, "gateway", [40003], Path.REBIND))
+    recorded.recorder.newcomers = [syn(40003), syn(40009)]  # nobody leads the second
+    run(whole(recorded.handover))
+    assert "rehome gateway" in recorded.calls
+    assert recorded.calls[-2:] == ["go live", "welcome 40003,40009"]
+
+
+def test_who_comes_when_all_is_live_is_passed_on() -> None:
+    recorded = Recorded()
+    recorded.peers.append(RecordingPeer(recorded.recorder, "gateway", [40003], Path.REBIND))
+
+    async def scenario() -> None:
+        await whole(recorded.handover)
+        assert await recorded.handover.follow() == 0
+        for _ in range(2):  # the SYN comes again: it is led already
+            recorded.recorder.newcomers = [syn(40003)]
+            assert await recorded.handover.follow() == 1
+
+    run(scenario())
+    assert recorded.calls == [
+        *LIVE[:-4],
+        *LOSSES,
+        "losses gateway",
+        "go live",
+        "rehome gateway",
+        "welcome 40003",
+        "welcome 40003",
+    ]
+
+
+def test_who_came_meanwhile_is_given_back_with_all_others() -> None:
+    recorded = Recorded("establish")
+    recorded.recorder.newcomers = [syn(40003)]
+    with pytest.raises(HandoverError):
+        run(recorded.handover.ready())
+    given = recorded.source.given_back  # type: ignore[attr-defined]
+    assert given[-1].connection.remote.port == 40003
 
 
 def test_the_nodes_forget_the_old_place_in_the_end() -> None:
