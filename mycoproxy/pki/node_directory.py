@@ -72,9 +72,9 @@ def install(source: Path, directory: Path, *, now: datetime | None = None) -> Cr
     made (with the key that waits in ``directory``), an authority's ``authorities.pem`` and
     ``revoked`` (key and certificate stay).
     """
+    revoked = read_file(source / REVOKED_FILE)
     make_directory(directory)
     with locked(directory):
-        revoked = read_file(source / REVOKED_FILE)
         if (path := source / NODE_FILE).exists():
             data = read_secret(path)
             key, certificates = read_key(data, path), read_certificates(data, path)
