@@ -21,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mycoproxy.errors import RefusedError, UsageError
@@ -167,7 +168,7 @@ class AuthorityDirectory:
             read = x509.load_pem_x509_csr(request)
             key = read.public_key()
             is_signed = read.is_signature_valid
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
             raise UsageError(f"the certificate signing request cannot be read: {error}") from error
         if not is_signed:
             raise UsageError("the certificate signing request is not signed by its own key")

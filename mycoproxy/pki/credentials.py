@@ -79,15 +79,15 @@ class Credentials:
                     raise CertificateError(f"{identity.uri} trusts another cluster's authority")
             _check_signature(certificate, authorities)
             _check_time(certificate, now or utc_now())
-        except CertificateError as error:
+        except (CertificateError, UnsupportedAlgorithm) as error:
             raise CredentialsError(f"{origin}: {error}") from error
         own = key_pem(key) + certificates_pem([certificate])
         trusted = certificates_pem(authorities)
         try:
             server = context_with(ssl.PROTOCOL_TLS_SERVER, own, trusted)
             client = context_with(ssl.PROTOCOL_TLS_CLIENT, own, trusted)
-        except ssl.SSLError as error:
-            raise CredentialsError(f"{origin}: OpenSSL does not take it: {error}") from error
+        except OSError as error:  # SSLError is one; so is a descriptor too many
+            raise CredentialsError(f"{origin}: no TLS context can be made: {error}") from error
         return cls(
             identity=identity,
             directory=directory,

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -45,7 +46,7 @@ def read_key(data: bytes, origin: object) -> ec.EllipticCurvePrivateKey:
         raise CredentialsError(f"{origin}: {len(blocks)} private keys found, one is wanted")
     try:
         key = load_pem_private_key(blocks[0], password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise CredentialsError(f"{origin}: the private key cannot be read: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise CredentialsError(f"{origin}: a {type(key).__name__} found, an EC key is wanted")

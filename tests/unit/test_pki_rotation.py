@@ -1,6 +1,7 @@
 """Certificates and authorities are replaced while agents talk, and nobody falls out."""
 
 import asyncio
+import resource
 import ssl
 import threading
 from collections.abc import Callable, Coroutine
@@ -206,6 +207,22 @@ def test_broken_files_leave_the_old_ones_in_use_and_are_reported(
     assert watch.refresh()
     assert watch.error is None
     assert watch.current.serial != used.serial
+
+
+def test_an_agent_without_a_free_descriptor_keeps_its_certificate(cluster: Cluster) -> None:
+    """Thousands of connections of a hostile peer must not end in an agent that falls over."""
+    watch = cluster.watches["alpha"]
+    used = watch.current
+    cluster.authority.rotate_node("alpha", cluster.path / "alpha")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert not watch.refresh()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Too many open files" in str(watch.error)
+    assert watch.current is used
+    assert watch.refresh()
 
 
 def test_a_certificate_of_tomorrow_is_used_from_tomorrow_on(cluster: Cluster) -> None:
