@@ -52,7 +52,7 @@ class Credentials:
 
     @classmethod
     def load(cls, directory: Path, *, now: datetime | None = None) -> "Credentials":
-        """Read a node's directory and check all of it. Takes about a millisecond or two.
+        """Read a node's directory and check all of it. Takes 2 to 3 ms.
 
         Raises ``CredentialsError`` if a file is missing, broken or readable by others, if key and
         certificate do not match, if none of the authorities signed the certificate, or if it is
