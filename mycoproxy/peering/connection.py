@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
         try:
             for plain in self._tls.plaintext():
                 if not plain:
-                    raise self._lost("it closed the connection")
+                    raise self._gone()
                 for event in protocol.receive(plain):
                     self._dispatch(event)
                 if self.phase is Phase.CLOSED:
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """TCP's connection is gone."""
-        self._end(self._lost(str(exc) if exc else "it closed the connection"))
+        self._end(self._lost(str(exc)) if exc else self._gone())
         if self._timer is not None:
             self._timer.cancel()
         if not self.closed.done():
@@ -408,6 +408,11 @@ class Connection(asyncio.Protocol):
         for request in self._credited:
             self._wake_credit(request)
         self._on_over(error)
+
+    def _gone(self) -> LinkLost:
+        if self.phase in (Phase.TLS, Phase.HELLO):
+            return self._lost("it closed the connection before its hello; its log says why")
+        return self._lost("it closed the connection")
 
     def _lost(self, why: str) -> LinkLost:
         name = f"link with {self.peer}" if self.peer else "connection of a stranger"

@@ -144,7 +144,9 @@ class PeerServer:
         if not links:
             self._links.pop(link.peer, None)
         if link.error is not None:
-            log.debug("%s (%s): %s", link.peer or "stranger", link.address, link.error)
+            # A flood of strangers must not become one of lines.
+            level = logging.INFO if link.peer else logging.DEBUG
+            log.log(level, "%s (%s): %s", link.peer or "stranger", link.address, link.error)
 
     def _forget(self, link: ServerLink) -> None:
         host = _host(link.address)

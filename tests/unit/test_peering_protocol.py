@@ -40,12 +40,17 @@ CLIENT_NONCE, SERVER_NONCE = b"c" * 16, b"s" * 16
 
 
 def client(**changes: Any) -> LinkProtocol:
-    fields = {"node": "a", "wanted": "b", "limits": LIMITS, "nonce": CLIENT_NONCE} | changes
+    fields: dict[str, Any] = {
+        "node": "a",
+        "wanted": "b",
+        "limits": LIMITS,
+        "nonce": CLIENT_NONCE,
+    } | changes
     return LinkProtocol(Role.CLIENT, Introduction(**fields), "b")
 
 
 def server(**changes: Any) -> LinkProtocol:
-    fields = {"node": "b", "limits": LIMITS, "nonce": SERVER_NONCE} | changes
+    fields: dict[str, Any] = {"node": "b", "limits": LIMITS, "nonce": SERVER_NONCE} | changes
     return LinkProtocol(Role.SERVER, Introduction(**fields), "a")
 
 
