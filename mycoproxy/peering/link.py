@@ -216,7 +216,10 @@ class ClientLink(Connection):
                 call.body.feed(event.data, last=event.last)
             case Failure():
                 self._local.counters.failures_in += 1
-                call.fail(RequestError(event.code, event.message))
+                if event.code == "deadline":  # its clock was a little faster
+                    call.fail(DeadlineError(f"{self.peer}: {event.message}", may_have_run=True))
+                else:
+                    call.fail(RequestError(event.code, event.message))
         if not self._protocol.is_unanswered(event.id):
             del self._calls[event.id]
             call.stop()
