@@ -14,7 +14,7 @@ from mycoproxy.errors import MycoError, UsageError
 from netlab.lab import Lab
 from netlab.paths.control import answers, ask
 from netlab.paths.end.stream import Report
-from netlab.paths.result import PathResult, judge, settled
+from netlab.paths.result import PathResult, begun, judge, settled
 from netlab.paths.table import ACTIVITIES, PATHS, WORKLOAD, Activity, ClientPath
 
 _PORT = 7000  # of every end outside the workload
@@ -73,7 +73,7 @@ class PathClients:
 
     def start(self) -> None:
         """Start a process in every place that has an end, and dial. Raises ``MycoError``."""
-        self._directory.mkdir()
+        self._directory.mkdir(exist_ok=True)
         paths = [each.path for each in self.connections]
         places = {place for path in paths for place in (path.opener, path.acceptor)}
         for place in sorted(places - {WORKLOAD}):
@@ -114,15 +114,12 @@ class PathClients:
                 if each.path.client == place
             ]
             self._ask(place, "ask", of=clients)
+        deadline = time.monotonic() + seconds
+        # Each end has its say, however soon the end comes.
+        self._reports_when(begun, deadline)
         for place in self._everywhere():
             self._ask(place, "stop")
-        deadline = time.monotonic() + seconds
-        while True:
-            reports = self._reports()
-            done = all(settled(reports[each.number]) for each in self.connections)
-            if done or time.monotonic() > deadline:
-                break
-            time.sleep(_POLL)
+        reports = self._reports_when(settled, deadline)
         self._end()
         return [
             judge(each.path.name, each.family, each.activity, reports[each.number])
@@ -145,8 +142,7 @@ class PathClients:
         """Kill what still runs. The lab's end does it too."""
         for process in self._processes.values():
             process.kill()
-            process.wait()
-        self._processes.clear()
+        self._wait_for_ends()
 
     def __enter__(self) -> Self:
         return self
@@ -246,12 +242,26 @@ class PathClients:
                 found[report["connection"]].append(report)
         return found
 
+    def _reports_when(
+        self, condition: Callable[[Sequence[Report]], bool], deadline: float
+    ) -> dict[int, list[Report]]:
+        """Once ``condition`` holds for the ends of each connection, or at the deadline."""
+        while True:
+            reports = self._reports()
+            if all(map(condition, reports.values())) or time.monotonic() > deadline:
+                return reports
+            time.sleep(_POLL)
+
     def _end(self) -> None:
         for place in self._processes:
             self._ask(place, "quit")
         self._ask(WORKLOAD, "forget")
+        self._wait_for_ends()
+
+    def _wait_for_ends(self) -> None:
         for process in self._processes.values():
-            process.wait(_START_SECONDS)
+            with process:  # closes its standard input
+                process.wait(_START_SECONDS)
         self._processes.clear()
 
     @staticmethod

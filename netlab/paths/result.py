@@ -1,6 +1,6 @@
 """How a connection fared, judged from what its two ends saw."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from netlab.paths.end.stream import Report
@@ -70,12 +70,18 @@ def _error(ends: tuple[Report, ...]) -> str:
     return ""
 
 
-def settled(ends: Iterable[Report]) -> bool:
-    """Whether no more is to come: all has arrived, or it is over, or never began."""
-    found = tuple(ends)
-    if any(end["error"] for end in found):
-        return True
-    return not _error(found)
+def begun(ends: Sequence[Report]) -> bool:
+    """Whether each end has received something, or it is over."""
+    return _over(ends) or (len(ends) == 2 and all(end["received"] for end in ends))
+
+
+def settled(ends: Sequence[Report]) -> bool:
+    """Whether no more is to come: all has arrived, or it is over."""
+    return _over(ends) or not _error(tuple(ends))
+
+
+def _over(ends: Sequence[Report]) -> bool:
+    return any(end["error"] for end in ends)
 
 
 def _whose(end: Report) -> str:
