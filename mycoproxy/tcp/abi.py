@@ -35,6 +35,8 @@ REPAIR_OPT: Final = struct.Struct("=II")
 # struct tcp_info, its first eight bytes: state, ca_state, retransmits, probes, backoff, options,
 # snd_wscale:4 rcv_wscale:4, flags. Bit fields start at the low bit on little-endian machines.
 INFO_HEAD: Final = struct.Struct("=8B")
+# The same, and tcpi_rtt (microseconds), with what is between them left out.
+INFO_ROUND_TRIP: Final = struct.Struct("=8B60xI")
 # tcpi_unacked of a listening socket is the length of its accept queue, tcpi_sacked its limit.
 INFO_UNACKED_OFFSET: Final = 24
 INFO_COUNTS: Final = struct.Struct("=II")

@@ -158,7 +158,7 @@ _READ: Final = batch.Program(
     [
         batch.getsockopt(_SOCKET, socket.SO_REUSEADDR, must=True),
         batch.setsockopt(_TCP, abi.TCP_REPAIR, abi.U32.pack(abi.TCP_REPAIR_ON), must=True),
-        batch.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_HEAD.size, must=True),
+        batch.getsockopt(_TCP, abi.TCP_INFO, abi.INFO_ROUND_TRIP.size, must=True),
         batch.getsockname(must=True),
         batch.getpeername(),  # ENOTCONN in SYN_SENT
         batch.getsockopt(_TCP, abi.TCP_MAXSEG, must=True),
@@ -182,7 +182,7 @@ _ENTER: Final = 1
 _INLINE: Final = (next(row.number for row in TABLE if row.name == "SO_OOBINLINE"), 1)
 _ANSWER: Final = _READ.unpacker(
     {
-        **{0: "i", 2: "B4xBBx", 3: "28s", 4: "28s", 5: "I", 6: "I", 7: "5I"},
+        **{0: "i", 2: "B4xBB61xI", 3: "28s", 4: "28s", 5: "I", 6: "I", 7: "5I"},
         **dict.fromkeys((9, 10, 12, 13, 14, 16, 17), "I"),
         15: "II4xI",  # received bytes, with their overhead; SO_RCVBUF; SO_SNDBUF
     }
@@ -199,7 +199,7 @@ def _state(
     settings: Settings,
 ) -> TcpState:
     """The state of a connection from the answer of ``_READ``, and its queues."""
-    _, info, scales, local_name, remote_name, mss_clamp, clock, *numbers = fields
+    _, info, scales, round_trip, local_name, remote_name, mss_clamp, clock, *numbers = fields
     window = Window._make(numbers[:5])
     received, readable, written, unacknowledged, unsent, *memory = numbers[5:]
     occupied, receive_buffer, send_buffer, lock, window_clamp = memory
@@ -229,6 +229,7 @@ def _state(
         reuse_address=reuse_address,
         options=settings,
         shut_down=bool(events & select.POLLRDHUP) and not fin_received,
+        round_trip=round_trip,
     )
     if data or captured.send.sent or captured.send.unsent:
         repair.select_queue(sock, abi.TCP_NO_QUEUE)

@@ -74,6 +74,7 @@ _FIELDS: Final = (
     ("buffers lock", "B"),
     ("buffers window_clamp", "I"),
     ("error", "H"),
+    ("round trip", "I"),
     ("options", "B"),
     ("bytes of options", "I"),
     ("receive queue", "I"),
@@ -136,6 +137,7 @@ def encode_parts(state: TcpState) -> tuple[bytes, bytes, bytes, bytes]:
         timestamps.clock if timestamps is not None else 0,
         *state.buffers,
         state.error,
+        state.round_trip,
         len(state.options),
         len(values),
         len(received),
@@ -188,6 +190,7 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
         lock,
         window_clamp,
         error,
+        round_trip,
         option_count,
         option_bytes,
         received_size,
@@ -241,6 +244,7 @@ def decode(data: bytes | bytearray | memoryview) -> TcpState:
         options,
         flags & _SHUT_DOWN != 0,
         error,
+        round_trip,
     )
     check(state, local, remote)
     return state

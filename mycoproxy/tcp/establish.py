@@ -24,7 +24,7 @@ import socket
 from typing import Final
 
 from mycoproxy.addresses import Endpoint
-from mycoproxy.tcp import abi, batch, closing, options, repair, sockaddr
+from mycoproxy.tcp import abi, batch, closing, options, repair, round_trip, sockaddr
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError, UnsupportedSocketError, UnsupportedStateError
 from mycoproxy.tcp.option_table import When
@@ -188,8 +188,8 @@ def _connect(sock: socket.socket, state: TcpState) -> None:
     send, receive = state.send, state.receive
     negotiated = state.negotiated
     # One number earlier, for what the peer has acknowledged already: a FIN, which is queued again
-    # by ``closing``, or a byte ahead of what was sent (``_ACKNOWLEDGED``).
-    again = state.state is TcpConnectionState.FIN_WAIT2 or bool(send.sent)
+    # by ``closing``, or a byte ahead of what was sent, which is acknowledged by ``round_trip``.
+    again = state.state is TcpConnectionState.FIN_WAIT2 or bool(round_trip.byte_ahead(state))
     # Also without scaling: connect has chosen a shift by this namespace's sysctl, and only an
     # answer to a SYN would take it back. The peer would see windows a hundred times too small.
     scale = negotiated.window_scale or _NO_SCALING
@@ -224,12 +224,6 @@ def _connect(sock: socket.socket, state: TcpState) -> None:
     _check_bind(sock, state.local, -program.result(answer, _BIND))
 
 
-_ACKNOWLEDGED: Final = b"\0"
-"""Stands for the last byte that the peer has acknowledged, ahead of what it has not. The answer to
-the window probe acknowledges it, which gives the socket an estimate of its round trip; without one,
-what was lost before the move comes again after 1 to 4 s instead of 0.3. Should it ever be sent, the
-peer drops it unread, as it drops everything that is older than its window."""
-
 _NO_SCALING: Final = WindowScale(0, 0)
 
 
@@ -261,7 +255,8 @@ def _fill_queues(sock: socket.socket, state: TcpState) -> None:
             repair.write_queue(sock, state.receive.data[: state.played_from])
         if state.send.sent:
             repair.select_queue(sock, abi.TCP_SEND_QUEUE)
-            repair.write_queue(sock, _ACKNOWLEDGED)
+            if ahead := round_trip.byte_ahead(state):
+                repair.write_queue(sock, ahead)
             repair.write_queue(sock, state.send.sent)
     except OSError as error:
         raise OSError(error.errno, f"fill the queues: {error.strerror}") from error

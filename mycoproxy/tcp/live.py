@@ -8,7 +8,7 @@ acknowledgement nor at its window (``tcp_validate_incoming``, net/ipv4/tcp_input
 
 import socket
 
-from mycoproxy.tcp import abi, closing, connecting, ended, options, repair
+from mycoproxy.tcp import abi, closing, connecting, ended, options, repair, round_trip
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
 from mycoproxy.tcp.option_table import When
@@ -59,6 +59,7 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
             _set_reuse_address(sock, state.reuse_address)
             connecting.connect(sock, state)
             return _set_all_options(sock, state)
+        round_trip.play(sock, state)
         closing.queue_acknowledged_fin(sock, state)
         # A FIN is answered like a probe. A second answer would find nobody any more, and be reset.
         repair.leave(sock, probe=not state.fin_sent)

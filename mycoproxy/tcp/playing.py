@@ -15,7 +15,13 @@ _PIECE: Final = 16 * 1024
 
 
 def peers_segment(
-    state: TcpState, *, flags: int, sequence: int, data: bytes = b"", urgent: int = 0
+    state: TcpState,
+    *,
+    flags: int,
+    sequence: int,
+    options: bytes = b"",
+    data: bytes = b"",
+    urgent: int = 0,
 ) -> Segment:
     """A segment that says nothing new about acknowledgement and window."""
     scale = state.negotiated.window_scale
@@ -25,6 +31,7 @@ def peers_segment(
         sequence=sequence,
         acknowledgement=state.send.una,
         window=state.window.snd_wnd >> (scale.send if scale else 0),
+        options=options,
         data=data,
         urgent=urgent,
     )

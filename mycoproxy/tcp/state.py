@@ -1,10 +1,10 @@
 """One TCP connection as data: all that TCP_REPAIR can read of it.
 
-What is in here is what the peer can tell apart. Left behind, because the kernel has no way to
-put it back, are: the congestion window and the round trip estimate (the connection starts like a
-new one), out-of-order segments (the peer sends them again: a SACK may be withdrawn), the peer's
-last timestamp (learned again with its first segment), ECN (the connection goes on without), and
-the mark of urgent data that we have sent.
+What is in here is what the peer can tell apart, and the round trip time, without which it would
+wait longer for what gets lost. Left behind, because the kernel has no way to put it back, are: the
+congestion window (the connection starts like a new one), out-of-order segments (the peer sends them
+again: a SACK may be withdrawn), the peer's last timestamp (learned again with its first segment),
+ECN (the connection goes on without), and the mark of urgent data that we have sent.
 """
 
 import socket
@@ -129,7 +129,8 @@ class TcpState:
     ``remote`` end is forgotten (unspecified, port 0), and only ``receive.data``, ``shut_down``,
     ``error`` (the errno that SO_ERROR will give, 0 for none) and what the owner set do.
     ``shut_down``: nothing will be read any more, because the owner said so (SHUT_RD), or because
-    the connection has ended (CLOSE); a FIN of the peer does not count.
+    the connection has ended (CLOSE); a FIN of the peer does not count. ``round_trip``: the smoothed
+    round trip time in microseconds (tcpi_rtt), 0 if none was measured.
     """
 
     family: socket.AddressFamily
@@ -145,6 +146,7 @@ class TcpState:
     options: Settings = ()
     shut_down: bool = False
     error: int = 0
+    round_trip: int = 0
 
     @property
     def connection(self) -> FourTuple:

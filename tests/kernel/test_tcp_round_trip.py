@@ -1,0 +1,118 @@
+"""A moved connection's round trip estimate is its own, not the time that it was silent for."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tcp_lab import Move, exchange, receive_exactly, settle, wait_until
+
+from mycoproxy import tcp
+from mycoproxy.tcp import abi
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+SILENCE = 1_500_000  # microseconds
+
+# struct tcp_info, include/uapi/linux/tcp.h
+RTO = 8
+LAST_DATA_SENT = 44
+RTT = 68
+INFO = 104
+
+
+def info(sock: socket.socket, offset: int) -> int:
+    found = sock.getsockopt(socket.IPPROTO_TCP, abi.TCP_INFO, INFO)
+    return int.from_bytes(found[offset : offset + 4], "little")
+
+
+@pytest.fixture(params=["v4", "v6", "mapped"])
+def move(network: Any, request: Any) -> Iterator[Move]:
+    made = Move(network, request.param)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def be_silent(sock: socket.socket) -> None:
+    """Nothing was sent for so long; kernel time, so a slow machine changes nothing."""
+    settle(sock)
+    wait_until(lambda: info(sock, LAST_DATA_SENT) * 1000 > SILENCE, "silence")
+
+
+def say_what_nobody_hears(move: Move, data: bytes) -> tcp.TcpState:
+    """Sent, lost, and captured as sent and not acknowledged."""
+    move.shield("c", up=True)
+    move.server.sendall(data)
+    state = move.capture()
+    move.shield("c", up=False)
+    assert state.send.sent == data
+    return state
+
+
+def test_what_was_lost_after_a_silence_comes_again_as_from_an_unmoved_sender(move: Move) -> None:
+    """The peer's answers echo the last timestamp that it had in order, which is as old as that.
+
+    Taken for a round trip, it made the timeout three times the silence.
+    """
+    move.build()
+    move.connect()
+    exchange(move.client, move.server)
+    be_silent(move.server)
+    before = info(move.server, RTT)
+    assert 0 < before < SILENCE / 10
+    move.move(say_what_nobody_hears(move, b"lost"))
+    assert receive_exactly(move.client, 4) == b"lost"
+    settle(move.moved)
+    assert info(move.moved, RTT) < SILENCE / 4
+    assert info(move.moved, RTO) < SILENCE
+    exchange(move.client, move.moved)
+
+
+def test_the_estimate_is_there_before_any_answer(move: Move) -> None:
+    """The source's own, though no packet of the peer has come yet."""
+    move.build()
+    move.connect()
+    exchange(move.client, move.server)
+    be_silent(move.server)
+    before = info(move.server, RTT)
+    state = say_what_nobody_hears(move, b"lost")
+    move.shield("c", up=True)
+    move.move(state)
+    clock_tick = 1000
+    assert abs(info(move.moved, RTT) - before) <= 2 * clock_tick
+    assert info(move.moved, RTO) < SILENCE / 2
+    move.shield("c", up=False)
+    assert receive_exactly(move.client, 4) == b"lost"
+
+
+def test_nothing_is_left_of_it_in_the_send_queue(move: Move) -> None:
+    """Captured again before the peer has said anything, the state is the same."""
+    move.build()
+    move.connect()
+    exchange(move.client, move.server)
+    first = say_what_nobody_hears(move, b"lost")
+    move.shield("c", up=True)
+    move.move(first)
+    second = move.b.call(tcp.capture, move.moved, peek=True)
+    assert second.send == first.send
+    move.shield("c", up=False)
+    assert receive_exactly(move.client, 4) == b"lost"
+
+
+@pytest.mark.parametrize("kind", ["v4"])
+def test_without_timestamps_the_send_queue_is_kept_as_it_was(network: Any, kind: str) -> None:
+    move = Move(network, kind)
+    try:
+        move.build(sysctls={"net.ipv4.tcp_timestamps": 0})
+        move.connect()
+        exchange(move.client, move.server)
+        state = say_what_nobody_hears(move, b"lost")
+        move.shield("c", up=True)
+        move.move(state)
+        assert move.b.call(tcp.capture, move.moved, peek=True).send == state.send
+        move.shield("c", up=False)
+        assert receive_exactly(move.client, 4) == b"lost"
+    finally:
+        move.close()
