@@ -185,6 +185,8 @@ def _reported(state: Coordinator, action: Action, outcome: Outcome) -> Result:
     state = replace(state, doing=None)
     done = outcome is Outcome.DONE
     match action:
+        case Action.PREPARE if state.phase is not P.PREPARING:  # to be undone whatever became of it
+            return state, []
         case Action.PREPARE if done:
             return _implied(replace(state, ready=True))
         case Action.REMOVE if done:

@@ -113,7 +113,7 @@ def step(state: Participant, event: Input) -> Result:
         case Received(node, message):
             return _received(state, node, message)
         case Reported(_, Outcome.DEAD):
-            return _if_listed(state, E.COPY_DEAD)
+            return _if_listed(replace(state, doing=None), E.COPY_DEAD)
         case Reported(action, outcome):
             if action is not state.doing:  # of an action that was stopped for another one
                 return state, []
@@ -255,6 +255,7 @@ _EFFECTS: Mapping[Step, Callable[[Participant], Result]] = {
     S.REFUSE: _all(_forget_undone, _tell(Vote, yes=False)),
     S.PREPARE: _act(Action.PREPARE),
     S.RECORD_PREPARED: _write(RecordKind.PREPARED),
+    S.RECORD_ABORTED: _write(RecordKind.ABORTED),
     S.VOTE: _tell(Vote, yes=True),
     S.ASK_SOURCE: _tell(Inquiry),
     S.INQUIRE: _all(_tell(Vote, yes=True), _ask_others),

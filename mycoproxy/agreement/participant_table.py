@@ -15,6 +15,7 @@ class Phase(Enum):
     BEGINNING = "beginning"
     PREPARING = "preparing"
     VOTING = "voting"
+    RETRACTING = "retracting"
     PREPARED = "prepared"
     GRANTED = "granted"
     GOING_LIVE = "going live"
@@ -51,6 +52,7 @@ class Step(Enum):
     REFUSE = "forget; vote no"
     PREPARE = "prepare"
     RECORD_PREPARED = "record being prepared"
+    RECORD_ABORTED = "record the abort"
     VOTE = "vote yes"
     ASK_SOURCE = "ask the source"
     INQUIRE = "vote yes again; ask the others"
@@ -92,7 +94,13 @@ _COMMON: Mapping[tuple[Phase, Event], Row] = {
     (P.PREPARING, E.ABORT): _t(P.UNDOING, S.UNDO),
     (P.VOTING, E.WRITTEN): _t(P.PREPARED, S.VOTE),
     (P.VOTING, E.NOT_WRITTEN): _t(P.UNDOING, S.GIVE_UP),
-    (P.VOTING, E.UNSURE): _t(P.UNDOING, S.GIVE_UP),
+    # The record may be found after a restart, as a yes: nothing is undone until it is revoked.
+    (P.VOTING, E.UNSURE): _t(P.RETRACTING),
+    (P.RETRACTING, E.TICK): _t(P.RETRACTING, S.RECORD_ABORTED),
+    (P.RETRACTING, E.WRITTEN): _t(P.UNDOING, S.GIVE_UP),
+    (P.RETRACTING, E.NOT_WRITTEN): _t(P.RETRACTING),
+    (P.RETRACTING, E.UNSURE): _t(P.RETRACTING),
+    (P.RETRACTING, E.ABORT): _t(P.UNDOING, S.UNDO),
     # In doubt: from here on it never decides alone, however long it takes.
     (P.PREPARED, E.TICK): _t(P.PREPARED, S.INQUIRE),
     (P.PREPARED, E.ABORT): _t(P.UNDOING, S.UNDO),
