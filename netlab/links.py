@@ -9,6 +9,7 @@ takes the pair for an ordinary device, and may report its carrier a second late
 (net/core/link_watch.c, ``linkwatch_urgent_event``).
 """
 
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,22 @@ def make_bridge(device: str, addresses: Sequence[Interface]) -> None:
     """A bridge with addresses, up, as the CNI bridge plugin makes it."""
     with rtnetlink(f"cannot make the bridge {device}") as netlink:
         # Neighbour discovery is multicast: without a querier, snooping has nothing to go by.
-        netlink.link("add", ifname=device, kind="bridge", br_mcast_snooping=0, br_stp_state=0)
+        # With an address of its own: otherwise it has that of one of its ports, and another one
+        # when that port goes. Neighbours, which remember the old one, would not reach it any more.
+        netlink.link(
+            "add",
+            ifname=device,
+            kind="bridge",
+            address=_some_address(),
+            br_mcast_snooping=0,
+            br_stp_state=0,
+        )
         _set_up(netlink, _number(netlink, device), addresses)
+
+
+def _some_address() -> str:
+    """A locally administered unicast address (IEEE 802)."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, *secrets.token_bytes(5)))
 
 
 def attach_to_bridge(device: str, bridge: str, *, hairpin: bool) -> None:

@@ -26,6 +26,7 @@ def plan_move(
     """The plan that moves a pod from one sandbox of a lab into another one.
 
     Every node of the lab is a peer, with the pods on it: any of them may host clients, or NAT them.
+    In a cluster only its own nodes are: no agent runs on a router or a client outside.
     """
     return MovePlan(
         move_id=f"{lab.name}-{source.name}-{secrets.token_hex(3)}",
@@ -36,7 +37,11 @@ def plan_move(
             ip_address(old): ip_address(new)
             for old, new in zip(source.addresses, target.addresses, strict=True)
         },
-        peers=tuple(_peer(lab, node, {source.netns, target.netns}) for node in lab.nodes),
+        peers=tuple(
+            _peer(lab, node, {source.netns, target.netns})
+            for node in lab.nodes
+            if lab.topology.cluster is None or node.spec.pod_bridge
+        ),
         deadlines=deadlines,
         logs=logs or lab.logs,
     )

@@ -140,10 +140,13 @@ class LocalPeer:
         added = [self._added(task) for task in tasks if task.path in (Path.ADMIT, Path.CARRY)]
         if added:
             self._rebound += admit(self._conntrack, list(dict.fromkeys(added)))
+        # Conntrack goes on knowing what is translated here by the name that the client dialled.
+        dialled = {task.connection for task in tasks if task.path is Path.TRANSLATE}
         self._obsolete += [
             entry
             for task in tasks
             if task.path in (Path.ADMIT, Path.NOTHING)
+            and task.connection not in dialled
             and (entry := self._entry(task.connection)) is not None
         ]
 

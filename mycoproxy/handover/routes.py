@@ -13,7 +13,7 @@ A connection has a name on each part of its way:
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.handover.sides import Known, Offer, Rehomed, Task
@@ -73,7 +73,8 @@ class Routes:
         for offer in offers:
             if offer.path is Path.TRANSLATE:  # for a client that is on this node, too
                 self._elsewhere[offer.connection].append((self._home, offer))
-            else:
+                offer = replace(offer, path=Path.NOTHING)  # noqa: PLW2901
+            if offer.entry is not None or offer.connection not in self._at_home:
                 self._at_home[offer.connection] = offer
         return list(dict.fromkeys(self._outer(one) for one in names))
 

@@ -17,7 +17,7 @@ What the new entries look like is in ``renamed``.
 
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mycoproxy.addresses import FourTuple
 from mycoproxy.netfilter.conntrack import Conntrack
@@ -73,13 +73,15 @@ def admit(conntrack: Conntrack, entries: Sequence[ConntrackEntry]) -> tuple[Rebo
 
     Raises ``NetfilterError``; then none was added.
     """
-    refused = {}
-    # What is there already under that name is a leftover, or a packet was faster.
-    for entry, number in zip(entries, conntrack.insert(entries), strict=True):
-        if number == errno.EEXIST:
-            number = conntrack.replace([(entry, entry)])[0]  # noqa: PLW2901
-        if number:
-            refused[entry] = number
+    left, refused = list(entries), {}
+    for _ in range(_ATTEMPTS):
+        errnos = conntrack.insert(left)
+        refused = {entry: number for entry, number in zip(left, errnos, strict=True) if number}
+        left = [entry for entry, number in refused.items() if number == errno.EEXIST]
+        if len(left) < len(refused) or not left:
+            break
+        # A leftover of that name, or a packet of either end was faster: under any of both names.
+        conntrack.delete([*left, *(replace(entry, orig=entry.reply) for entry in left)])
     if refused:
         conntrack.delete([entry for entry in entries if entry not in refused])
         entry, number = next(iter(refused.items()))

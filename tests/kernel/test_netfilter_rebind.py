@@ -24,11 +24,14 @@ from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.entry import ConntrackEntry, Direction
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.nfnetlink import NetfilterError
-from mycoproxy.netfilter.rebind import Rebound, rebind, undo
-from mycoproxy.netfilter.renamed import renamed_entry
+from mycoproxy.netfilter.rebind import Rebound, admit, rebind, undo
+from mycoproxy.netfilter.renamed import renamed_entry, restored, untracked_entry
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
+SOME_ENTRY = restored(
+    untracked_entry(FourTuple(Endpoint("192.0.2.1", 1), Endpoint("192.0.2.2", 2)))
+)
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 # A forward chain that lets connections begin with a SYN only, and drops what does not fit.
@@ -259,3 +262,25 @@ def test_all_are_rebound_or_none(plain_lab: Lab) -> None:
     for client, server in pairs:
         assert_talks(client, server)
     router.release()
+
+
+@VERSIONS
+def test_a_packet_that_was_faster_does_not_keep_an_entry_out(plain_lab: Lab, version: int) -> None:
+    """What a workload opened through NAT is carried to a node that has seen an answer already."""
+    lab = plain_lab
+    router = Agent(lab)
+    address = lab.address["client", version]
+    workload, backend = Endpoint(address, 41000), lab.endpoint("b", version)
+    virtual = Endpoint(VIRTUAL[version], 80)
+    carried = replace(
+        SOME_ENTRY, orig=Direction(workload, virtual), reply=Direction(backend, workload)
+    )
+    faster = replace(
+        SOME_ENTRY, orig=Direction(backend, workload), reply=Direction(workload, backend)
+    )
+    assert lab.router.call(router.conntrack.insert, [faster]) == [0]
+    lab.router.call(admit, router.conntrack, [carried])
+    found = lab.router.call(router.conntrack.get, carried.orig)
+    assert found is not None
+    assert found.reply == carried.reply
+    assert lab.router.call(router.conntrack.get, faster.orig) is None
