@@ -52,7 +52,8 @@ def test_any_value_comes_back_equal(value: Any) -> None:
 @given(st.lists(VALUES, max_size=5), st.lists(st.integers(1, 200), min_size=1, max_size=30))
 def test_frames_come_out_whole_however_they_are_cut(values: list[Any], cuts: list[int]) -> None:
     stream = b"".join(map(encode, values))
-    decoder, found, position = FrameDecoder(), [], 0
+    found: list[Any] = []
+    decoder, position = FrameDecoder(), 0
     while position < len(stream):
         size = cuts[position % len(cuts)]
         found += decoder.feed(stream[position : position + size])

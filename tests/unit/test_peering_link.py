@@ -48,7 +48,8 @@ class Relay:
 
     async def open(self) -> tuple[str, int]:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        return self._server.sockets[0].getsockname()[:2]
+        host, port = self._server.sockets[0].getsockname()
+        return host, port
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         to_reader, to_writer = await asyncio.open_connection(*self._target)
@@ -110,7 +111,7 @@ class Held:
         self.go = asyncio.Event()
         self.stopped = asyncio.Event()
 
-    async def __call__(self, peer: str, method: str, args: dict[str, Any], body: Body) -> Reply:
+    async def __call__(self, _: str, method: str, __: dict[str, Any], ___: Body) -> Reply:
         if method == "quick":
             return Reply({"quick": True})
         self.running += 1
