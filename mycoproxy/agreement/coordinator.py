@@ -52,6 +52,22 @@ from mycoproxy.agreement.messages import (
 )
 from mycoproxy.statetable import Transition
 
+__all__ = [
+    "RECOVERY",
+    "TABLE",
+    "Coordinator",
+    "Enrol",
+    "Event",
+    "Gone",
+    "Phase",
+    "Step",
+    "accepts",
+    "begin",
+    "missing",
+    "recover",
+    "step",
+]
+
 P, E, S = Phase, Event, Step
 
 
@@ -132,6 +148,20 @@ def step(state: Coordinator, event: Input) -> Result:
 def accepts(state: Coordinator, event: Event) -> bool:
     """Does this event mean anything now?"""
     return (state.phase, event) in TABLE.rows
+
+
+def missing(state: Coordinator) -> tuple[str, ...]:
+    """Who has not answered what it was asked last."""
+    match state.phase:
+        case P.PREPARING:
+            here = state.prepared
+        case P.COMMITTED:
+            return (state.plan.target,)
+        case P.FINISHING:
+            here = state.answered | {state.plan.target}
+        case _:
+            here = state.answered
+    return tuple(node for node in state.plan.participants if node not in here)
 
 
 _UNDOABLE = (P.PREPARING, P.ABORTING, P.UNDOING, P.SETTLING)

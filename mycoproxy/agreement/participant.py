@@ -53,6 +53,22 @@ from mycoproxy.agreement.participant_table import (
 )
 from mycoproxy.statetable import StateTable
 
+__all__ = [
+    "PEER",
+    "RECOVERY",
+    "TARGET",
+    "Event",
+    "Participant",
+    "Phase",
+    "Resolve",
+    "Step",
+    "accepts",
+    "begin",
+    "recover",
+    "step",
+    "table",
+]
+
 P, E, S = Phase, Event, Step
 
 
