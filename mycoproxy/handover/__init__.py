@@ -5,7 +5,8 @@ the nodes, and ``source``, ``target`` and ``peer`` are those needs met in the ne
 one machine.
 """
 
-from mycoproxy.handover.executor import Handover, HandoverError, Nodes, Step
+from mycoproxy.handover.executor import Handover, HandoverError, Step
+from mycoproxy.handover.leading import Leading, Nodes
 from mycoproxy.handover.machine import TABLE, Action, Event, State
 from mycoproxy.handover.node import LocalNode
 from mycoproxy.handover.orphans import until_finished
@@ -32,6 +33,7 @@ __all__ = [
     "Handover",
     "HandoverError",
     "Known",
+    "Leading",
     "LocalNode",
     "LocalPeer",
     "LocalSource",
