@@ -113,6 +113,10 @@ def _services(lab: Lab) -> Iterator[Item]:
                     yield _connected(node, f"service {spec.name}", str(address), spec.port)
         if spec.node_port is not None:
             yield from _node_port(lab, spec, spec.node_port)
+        for external in map(str, spec.external_addresses):
+            for node in lab.nodes:
+                if node.name not in spec.nodes and _knows_a_way(lab, node, external):
+                    yield _connected(node, f"service {spec.name}", external, spec.port)
 
 
 def _node_port(lab: Lab, spec: Service, port: int) -> Iterator[Item]:

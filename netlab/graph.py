@@ -38,9 +38,12 @@ def text(topology: Topology, places: Sequence[Place]) -> str:
 def _service(service: Service) -> str:
     port = f"port {service.port}"
     if service.node_port is not None:
-        port += f", node port {service.node_port} ({service.external_traffic_policy})"
+        port += f", node port {service.node_port}"
+    if service.node_port is not None or service.external_addresses:
+        port += f" ({service.external_traffic_policy})"
+    addresses = _joined((*service.addresses, *service.external_addresses))
     return (
-        f"service {service.name}  {_joined(service.addresses)}  {port}"
+        f"service {service.name}  {addresses}  {port}"
         f"  -> pod {service.pod}  (DNAT on {', '.join(service.nodes)})"
     )
 
@@ -83,6 +86,7 @@ def dot(topology: Topology, places: Sequence[Place]) -> str:
         lines.append(f"  {_quoted(place.node)} -- pod{number} [style=dotted];")
     for number, service in enumerate(topology.services):
         lines_of_label = [f"service {service.name}", *map(str, service.addresses)]
+        lines_of_label += map(str, service.external_addresses)
         if service.node_port is not None:
             lines_of_label.append(f"node port {service.node_port}")
         label = _quoted("\\n".join(lines_of_label))

@@ -84,9 +84,9 @@ def target_rules(
         where = str(target) if target.version == 4 else f"[{target}]"
         dnat = f"dnat {_family(target)} to {where}:{port}"
         rules = _cluster_ip(topology.cluster, service, virtual, target, dnat)
-        if service.node_port is not None:
-            local = topology.pod_host(target) == node
-            rules += _node_port(topology.cluster, service, target, dnat, local=local)
+        local = topology.pod_host(target) == node
+        for match in _from_outside(service, target.version):
+            rules += _external(topology.cluster, service, target, match, dnat, local=local)
         lines += [f"add rule {chain} {rule}" for rule in rules]
     return "\n".join(lines) + "\n"
 
@@ -106,14 +106,29 @@ def _cluster_ip(
     return [*rules, f"{match} {dnat}"]
 
 
-def _node_port(
-    cluster: Cluster | None, service: Service, target: Address, dnat: str, *, local: bool
+def _from_outside(service: Service, version: int) -> list[str]:
+    """What matches the packets that come by the node port or by an external address."""
+    matches = [
+        f"{_family(address)} daddr {address} tcp dport {service.port}"
+        for address in service.external_addresses
+        if address.version == version
+    ]
+    if service.node_port is not None:
+        # Not over loopback, which would need route_localnet; nor does kube-proxy's nftables mode.
+        off_loopback = "ip daddr != 127.0.0.0/8" if version == 4 else "ip6 daddr != ::1"
+        matches.append(f"{off_loopback} fib daddr type local tcp dport {service.node_port}")
+    return matches
+
+
+def _external(
+    cluster: Cluster | None,
+    service: Service,
+    target: Address,
+    match: str,
+    dnat: str,
+    *,
+    local: bool,
 ) -> list[str]:
-    # Not over loopback, which would need route_localnet; nor does kube-proxy's nftables mode.
-    loopback = "127.0.0.0/8" if target.version == 4 else "::1"
-    match = (
-        f"{_family(target)} daddr != {loopback} fib daddr type local tcp dport {service.node_port}"
-    )
     if service.external_traffic_policy == "Cluster":
         return [f"{match} {_TO_MASQUERADE}", f"{match} {dnat}"]
     # From inside the cluster it leads to the pod wherever that is, as the virtual address does.

@@ -159,10 +159,17 @@ class Service(_Model):
     node_port: Port | None = Field(
         default=None, description="a port of every one of these nodes that leads to it, too"
     )
+    external_addresses: tuple[AddressText, ...] = Field(
+        default=(),
+        max_length=2,
+        description="a load balancer's, whose packets come to a node unchanged (as MetalLB's do): "
+        "that node treats them as it treats those to its node port",
+    )
     external_traffic_policy: Literal["Cluster", "Local"] = Field(
         default="Cluster",
-        description="of the node port. Cluster: every node leads to the pod, and masquerades. "
-        "Local: only the pod's own node does, and the pod sees the client's address",
+        description="of the node port and the external addresses. Cluster: every node leads to "
+        "the pod, and masquerades. Local: only the pod's own node does, and the pod sees the "
+        "client's address",
     )
 
 

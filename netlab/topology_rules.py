@@ -75,6 +75,9 @@ def _addresses(topology: Topology) -> Iterator[_Placed]:
     for i, service in enumerate(topology.services):
         for k, address in enumerate(service.addresses):
             yield _Placed(("services", i, "addresses", k), address, f"service {service.name}")
+        for k, address in enumerate(service.external_addresses):
+            field: Path = ("services", i, "external_addresses", k)
+            yield _Placed(field, address, f"service {service.name}")
 
 
 def _taken(topology: Topology) -> Iterator[Problem]:
@@ -230,7 +233,7 @@ def _services(topology: Topology) -> Iterator[Problem]:
 
 
 def _cluster(topology: Topology) -> Iterator[Problem]:
-    yield from _node_ports(topology)
+    yield from _from_outside(topology)
     cluster = topology.cluster
     if cluster is None:
         return
@@ -246,20 +249,30 @@ def _cluster(topology: Topology) -> Iterator[Problem]:
                     f"{bridge.network} is not of the cluster's pod networks",
                 )
     for i, service in enumerate(topology.services):
-        for k, address in enumerate(service.addresses):
-            if any(address in network for network in networks):
-                yield Problem(
-                    ("services", i, "addresses", k), f"{address} is of the cluster's pod networks"
-                )
+        for field in ("addresses", "external_addresses"):
+            for k, address in enumerate(getattr(service, field)):
+                if any(address in network for network in networks):
+                    yield Problem(
+                        ("services", i, field, k), f"{address} is of the cluster's pod networks"
+                    )
 
 
-def _node_ports(topology: Topology) -> Iterator[Problem]:
+def _from_outside(topology: Topology) -> Iterator[Problem]:
     owners: dict[int, str] = {}
     for i, service in enumerate(topology.services):
+        external = service.external_addresses
+        yield from _one_of_each_version(
+            ("services", i, "external_addresses"), (address.version for address in external)
+        )
+        if external and topology.cluster is None:
+            yield Problem(
+                ("services", i, "external_addresses"), "they are for a topology with a cluster"
+            )
         if service.node_port is None:
-            if service.external_traffic_policy == "Local":
+            if service.external_traffic_policy == "Local" and not external:
                 yield Problem(
-                    ("services", i, "external_traffic_policy"), "Local is for a node_port only"
+                    ("services", i, "external_traffic_policy"),
+                    "Local is for a node_port or external_addresses",
                 )
             continue
         path: Path = ("services", i, "node_port")

@@ -186,6 +186,9 @@ class PathClients:
         if path.dials == "virtual" and path.service is not None:
             service = topology.service(path.service)
             return _of_family(map(str, service.addresses), connection.family), service.port
+        if path.dials == "external" and path.service is not None:
+            service = topology.service(path.service)
+            return _of_family(map(str, service.external_addresses), connection.family), service.port
         if path.dials == "node-port" and path.service is not None and path.entry is not None:
             node_port = topology.service(path.service).node_port
             if node_port is not None:

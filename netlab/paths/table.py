@@ -10,7 +10,7 @@ from typing import Literal
 
 WORKLOAD = "workload"
 
-Dials = Literal["virtual", "node-port", "address", "loopback"]
+Dials = Literal["virtual", "node-port", "external", "address", "loopback"]
 Strategy = Literal["rebind", "translate", "anchor", "carry", "nothing"]
 Activity = Literal["sending", "receiving", "idle"]
 
@@ -22,9 +22,9 @@ ACTIVITIES: tuple[Activity, ...] = ("sending", "receiving", "idle")
 class ClientPath:
     """A row. ``opener`` and ``acceptor`` are nodes or pods of the topology.
 
-    What is dialled: the virtual address of ``service``, its node port on ``entry``, the acceptor's
-    own address, or loopback. ``seen_as`` is the node whose address the acceptor sees, because it
-    masquerades; None: the opener's own address.
+    What is dialled: the virtual address of ``service``, its node port on ``entry``, its external
+    address, which leads to ``entry``, the acceptor's own address, or loopback. ``seen_as`` is the
+    node whose address the acceptor sees, because it masquerades; None: the opener's own address.
     """
 
     name: str
@@ -99,6 +99,15 @@ def _from_elsewhere() -> list[ClientPath]:
             *("outside", WORKLOAD, "node-port", "anchor"),
             service="workload-local",
             entry="alpha",
+        ),
+        ClientPath(
+            "outside-load-balancer",
+            "from outside by a load balancer's address, which comes to gamma: DNAT and "
+            "masquerading there",
+            *("outside", WORKLOAD, "external", "rebind"),
+            service="workload",
+            entry="gamma",
+            seen_as="gamma",
         ),
         ClientPath(
             "routed-address",

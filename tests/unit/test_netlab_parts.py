@@ -193,6 +193,7 @@ def test_local_node_port_leads_to_the_pod_only_on_the_pods_own_node(node: str) -
     rules = rules_of(load(Path("kube-service")), node, "workload-local", ["10.244.2.9"])
     end = "dnat ip to 10.244.2.9:80" if node == "beta" else "tcp dport 30081 drop"
     assert rules[-1].endswith(end)
+    assert not any("192.0.2.65" in rule for rule in rules)
     assert sum(rule.endswith("drop") for rule in rules) == (node != "beta")
 
 
@@ -202,6 +203,15 @@ def test_connections_to_a_virtual_address_are_masqueraded_unless_a_pod_opened_th
         "ip saddr 10.244.3.3 meta mark set meta mark | 0x4000",
         "ip saddr != 10.244.0.0/16 meta mark set meta mark | 0x4000",
         "dnat ip to 10.244.3.3:80",
+    ]
+
+
+def test_external_address_is_treated_as_the_node_port() -> None:
+    rules = rules_of(load(Path("kube-service")), "gamma", "workload", ["10.244.1.2"])
+    match = "ip daddr 192.0.2.65 tcp dport 80 "
+    assert [rule.partition(match)[2] for rule in rules if match in rule] == [
+        "meta mark set meta mark | 0x4000",
+        "dnat ip to 10.244.1.2:80",
     ]
 
 
@@ -231,6 +241,7 @@ def test_graph_shows_node_ports_and_what_the_cluster_does() -> None:
     kube = load(Path("kube-service"))
     drawn = graph.text(kube, graph.planned(kube))
     assert "node port 30081 (Local)" in drawn
+    assert "192.0.2.65 2001:db8:0:4::1  port 80, node port 30080 (Cluster)" in drawn
     assert "masqueraded by their nodes: outside-and-nodes" in drawn
     assert "node port 30080" in graph.dot(kube, [])
 

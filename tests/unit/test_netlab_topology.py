@@ -180,9 +180,21 @@ def test_mistake_is_told_with_file_field_and_what_is_wanted(text: str, wanted: s
             id="node port twice",
         ),
         pytest.param(
+            "external_addresses: [192.0.2.65, ",
+            "external_addresses: [192.0.2.2, ",
+            r"external_addresses\[0\]: address taken: 192\.0\.2\.2 belongs to alpha:eth0",
+            id="external address taken",
+        ),
+        pytest.param(
+            "external_addresses: [192.0.2.65, 2001",
+            "external_addresses: [192.0.2.65, 192.0.2.66] # [2001",
+            r"external_addresses: at most one IPv4 address is wanted, found 2",
+            id="two external addresses",
+        ),
+        pytest.param(
             "    node_port: 30081\n",
             "",
-            r"services\[1\]\.external_traffic_policy: Local is for a node_port only",
+            r"services\[1\]\.external_traffic_policy: Local is for a node_port or external_",
             id="local without a node port",
         ),
         pytest.param(

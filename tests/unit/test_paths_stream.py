@@ -195,8 +195,8 @@ def test_rows_have_names_of_their_own_and_places_that_are_in_the_topology() -> N
     for row in PATHS:
         assert {row.opener, row.acceptor, row.client} <= places
         assert WORKLOAD in {row.opener, row.acceptor}
-        assert (row.service is not None) == (row.dials in ("virtual", "node-port"))
-        assert (row.entry is not None) == (row.dials == "node-port")
+        assert (row.service is not None) == (row.dials in ("virtual", "node-port", "external"))
+        assert (row.entry is not None) == (row.dials in ("node-port", "external"))
         if row.service is not None:
             assert kube.service(row.service).pod == row.acceptor
 
