@@ -22,16 +22,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mycoproxy.addresses import Endpoint
 from mycoproxy.tcp import abi, repair
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
-from mycoproxy.tcp.playing import peers_data, peers_segment
+from mycoproxy.tcp.playing import named_as, of_any_device, peers_data, peers_segment
 from mycoproxy.tcp.replay import inject
 from mycoproxy.tcp.segments import ACK, FIN, SEQUENCE_SPACE
 from mycoproxy.tcp.state import TcpState, Window
 
-_IFNAMSIZ = 16  # include/uapi/linux/if.h
 _LOST = (
     "did not arrive at its socket: release has to be called on a thread of the socket's network "
     "namespace, without a hold"
@@ -74,16 +72,13 @@ def play_the_rest(sock: socket.socket, state: TcpState) -> None:
 
     Raises ``OSError``, ``TcpError``.
     """
-    # ``establish`` may have given it another name than the state has.
-    state = state.moved_to(
-        local=Endpoint(*sock.getsockname()[:2]), remote=Endpoint(*sock.getpeername()[:2])
-    )
+    state = named_as(sock, state)
     if state.receive.urgent is not None:
         _play_urgent(sock, state)
     if state.fin_received and state.state is not TcpConnectionState.CLOSING:
         _play_fin(sock, state)
     if state.state is TcpConnectionState.FIN_WAIT2:
-        with _of_any_device(sock):
+        with of_any_device(sock):
             inject([peers_segment(state, flags=ACK, sequence=state.receive.next)])
     elif state.fin_sent:
         sock.shutdown(socket.SHUT_WR)
@@ -94,7 +89,7 @@ def play_the_rest(sock: socket.socket, state: TcpState) -> None:
 
 
 def _play_urgent(sock: socket.socket, state: TcpState) -> None:
-    with _of_any_device(sock), _with_room(sock, state):
+    with of_any_device(sock), _with_room(sock, state):
         inject(peers_data(state, state.played_from))
     if not repair.poll(sock) & select.POLLPRI:
         raise TcpError(f"the urgent data of {state.remote} {_LOST}")
@@ -102,7 +97,7 @@ def _play_urgent(sock: socket.socket, state: TcpState) -> None:
 
 def _play_fin(sock: socket.socket, state: TcpState) -> None:
     # Even a FIN takes some of the receive buffer, which may be full.
-    with _of_any_device(sock), _with_room(sock, state):
+    with of_any_device(sock), _with_room(sock, state):
         inject([peers_segment(state, flags=FIN | ACK, sequence=state.receive.next)])
     if repair.connection_state(sock) in _NO_FIN:
         raise TcpError(f"the FIN of {state.remote} {_LOST}")
@@ -115,17 +110,3 @@ def _with_room(sock: socket.socket, state: TcpState) -> Iterator[None]:
         yield
     finally:
         repair.force_receive_buffer(sock, state.buffers.receive)
-
-
-@contextmanager
-def _of_any_device(sock: socket.socket) -> Iterator[None]:
-    """A socket that is bound to a device takes nothing from loopback."""
-    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _IFNAMSIZ)
-    if not device.strip(b"\0"):
-        yield
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
-    try:
-        yield
-    finally:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)

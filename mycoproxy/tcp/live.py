@@ -12,7 +12,9 @@ from mycoproxy.tcp import abi, closing, connecting, ended, options, repair, roun
 from mycoproxy.tcp.abi import TcpConnectionState
 from mycoproxy.tcp.errors import TcpError
 from mycoproxy.tcp.option_table import When
-from mycoproxy.tcp.segments import SEQUENCE_SPACE
+from mycoproxy.tcp.playing import named_as, of_any_device, peers_segment
+from mycoproxy.tcp.replay import inject
+from mycoproxy.tcp.segments import ACK, SEQUENCE_SPACE
 from mycoproxy.tcp.state import TcpState, Window
 
 _TCP = socket.IPPROTO_TCP
@@ -63,17 +65,26 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
         closing.queue_acknowledged_fin(sock, state)
         # A FIN is answered like a probe. A second answer would find nobody any more, and be reset.
         repair.leave(sock, probe=not state.fin_sent)
+        return _go_live(sock, state, state.send.unsent)
+    except OSError as error:
+        raise TcpError(f"cannot release {state.connection}: {error}") from error
+
+
+def _go_live(sock: socket.socket, state: TcpState, unsent: bytes) -> list[str]:
+    """All that follows leaving repair mode. Raises ``TcpError``."""
+    try:
         _remember_closed_window(sock, state)
         _set_reuse_address(sock, state.reuse_address)
         remarks = options.apply(sock, state.options, When.LIVE) if state.options else []
-        if state.send.unsent:
-            _send_unsent(sock, state.send.unsent)
+        if unsent:
+            _send_unsent(sock, unsent)
         if (
             state.state is not TcpConnectionState.ESTABLISHED
             or state.shut_down
             or state.receive.urgent is not None
         ):
             closing.play_the_rest(sock, state)
+        _acknowledge_what_is_due(sock, state)
         repair.force_send_buffer(sock, state.buffers.send)
         repair.set_buffer_lock(sock, state.buffers.lock)
         if state.receive.data:
@@ -81,6 +92,30 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
     except OSError as error:
         raise TcpError(f"cannot release {state.connection}: {error}") from error
     return remarks
+
+
+def release_again(sock: socket.socket, state: TcpState) -> list[str]:
+    """``release``, where another process may have done all of it, or some of it, or nothing.
+
+    Call it before the task runs, as ``release``, and otherwise as that. Raises ``TcpError``.
+    """
+    if state.state is TcpConnectionState.CLOSE or repair.is_in_repair(sock):
+        return release(sock, state)
+    if state.state is TcpConnectionState.SYN_SENT:
+        return []
+    # It has left repair mode, and is ESTABLISHED until what was closed is played, at the end.
+    if repair.connection_state(sock) is not TcpConnectionState.ESTABLISHED:
+        return []
+    repair.enter(sock)
+    try:
+        repair.select_queue(sock, abi.TCP_SEND_QUEUE)
+        written = repair.queue_sequence(sock)
+        repair.select_queue(sock, abi.TCP_NO_QUEUE)
+    finally:
+        repair.leave(sock, probe=False)
+    end = (state.send.una + len(state.send.sent) + len(state.send.unsent)) % SEQUENCE_SPACE
+    missing = (end - written) % SEQUENCE_SPACE
+    return _go_live(sock, state, state.send.unsent[-missing:] if missing else b"")
 
 
 def _set_all_options(sock: socket.socket, state: TcpState) -> list[str]:
@@ -122,6 +157,21 @@ def _remember_closed_window(sock: socket.socket, state: TcpState) -> None:
         sock.setsockopt(_TCP, abi.TCP_REPAIR_WINDOW, abi.REPAIR_WINDOW.pack(*announced))
     finally:
         repair.leave(sock, probe=False)
+
+
+def _acknowledge_what_is_due(sock: socket.socket, state: TcpState) -> None:
+    """Send the acknowledgement that the source had delayed when it was captured.
+
+    Up to 200 ms lie between a segment's arrival and its acknowledgement (``tcp_send_delayed_ack``,
+    net/ipv4/tcp_output.c); the peer of a socket that is captured in between would wait for its
+    timeout, and send all of it again. Of the window probe it does not take it. The kernel answers
+    at once what is before its window, with an acknowledgement that is inside the peer's.
+    """
+    announced = state.window.rcv_wup
+    if announced != state.next_expected:
+        before = (announced - 1) % SEQUENCE_SPACE
+        with of_any_device(sock):
+            inject([peers_segment(named_as(sock, state), flags=ACK, sequence=before)])
 
 
 def _set_reuse_address(sock: socket.socket, value: bool) -> None:

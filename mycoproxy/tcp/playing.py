@@ -5,13 +5,24 @@ to a listener, and urgent data, whose mark only a segment can set (``tcp_check_u
 net/ipv4/tcp_input.c).
 """
 
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
+from mycoproxy.addresses import Endpoint
 from mycoproxy.tcp.segments import ACK, URG, Segment, on_the_wire, segment
 from mycoproxy.tcp.state import TcpState
 
 _PIECE: Final = 16 * 1024
+_IFNAMSIZ: Final = 16  # include/uapi/linux/if.h
+
+
+def named_as(sock: socket.socket, state: TcpState) -> TcpState:
+    """``state`` with the name that ``establish`` has given ``sock``, which may be another."""
+    return state.moved_to(
+        local=Endpoint(*sock.getsockname()[:2]), remote=Endpoint(*sock.getpeername()[:2])
+    )
 
 
 def peers_segment(
@@ -58,3 +69,17 @@ def peers_data(state: TcpState, begin: int) -> Iterator[Segment]:
             urgent=int(at == mark),
         )
         at = end
+
+
+@contextmanager
+def of_any_device(sock: socket.socket) -> Iterator[None]:
+    """A socket that is bound to a device takes nothing from loopback."""
+    device = sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _IFNAMSIZ)
+    if not device.strip(b"\0"):
+        yield
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"\0")
+    try:
+        yield
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)

@@ -48,6 +48,11 @@ def leave(sock: socket.socket, *, probe: bool = True) -> None:
     sock.setsockopt(_TCP, abi.TCP_REPAIR, value)
 
 
+def is_in_repair(sock: socket.socket) -> bool:
+    """Is a socket in repair mode? Raises ``OSError``."""
+    return bool(sock.getsockopt(_TCP, abi.TCP_REPAIR))
+
+
 def connection_state(sock: socket.socket) -> TcpConnectionState:
     """The TCP state of a socket, in repair mode or not. Raises ``OSError``: it is none of TCP."""
     return STATES[sock.getsockopt(_TCP, abi.TCP_INFO, 1)[0]]

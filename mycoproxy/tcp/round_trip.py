@@ -16,9 +16,8 @@ import socket
 import struct
 from typing import Final
 
-from mycoproxy.addresses import Endpoint
 from mycoproxy.tcp import abi
-from mycoproxy.tcp.playing import peers_segment
+from mycoproxy.tcp.playing import named_as, of_any_device, peers_segment
 from mycoproxy.tcp.replay import inject
 from mycoproxy.tcp.segments import ACK, SEQUENCE_SPACE
 from mycoproxy.tcp.state import TcpState
@@ -54,9 +53,9 @@ def play(sock: socket.socket, state: TcpState) -> None:
     unit = 1 if timestamps.microseconds else _MICROSECONDS_PER_TICK
     ago = state.round_trip // unit
     echoed = now - ago if ago else timestamps.clock
-    # ``establish`` may have given it another name than the state has.
-    state = state.moved_to(
-        local=Endpoint(*sock.getsockname()[:2]), remote=Endpoint(*sock.getpeername()[:2])
-    )
     options = _TIMESTAMPS.pack(1, 1, 8, 10, _UNKNOWN, echoed % SEQUENCE_SPACE)
-    inject([peers_segment(state, flags=ACK, sequence=state.receive.next, options=options)])
+    acknowledgement = peers_segment(
+        named_as(sock, state), flags=ACK, sequence=state.receive.next, options=options
+    )
+    with of_any_device(sock):
+        inject([acknowledgement])

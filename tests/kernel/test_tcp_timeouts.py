@@ -1,4 +1,7 @@
-"""A moved connection's round trip estimate is its own, not the time that it was silent for."""
+"""Timeouts after a move: neither end waits longer for what is lost than if nobody had moved.
+
+The round trip estimate is the source's own, and no acknowledgement is left out.
+"""
 
 import socket
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ import pytest
 from tcp_lab import Move, exchange, receive_exactly, settle, wait_until
 
 from mycoproxy import tcp
-from mycoproxy.tcp import abi
+from mycoproxy.tcp import abi, repair
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -18,6 +21,7 @@ SILENCE = 1_500_000  # microseconds
 RTO = 8
 LAST_DATA_SENT = 44
 RTT = 68
+TOTAL_RETRANS = 100
 INFO = 104
 
 
@@ -116,3 +120,41 @@ def test_without_timestamps_the_send_queue_is_kept_as_it_was(network: Any, kind:
         assert receive_exactly(move.client, 4) == b"lost"
     finally:
         move.close()
+
+
+def capture_before_the_acknowledgement(move: Move) -> tcp.TcpState:
+    """Data has arrived, and its acknowledgement is delayed (40 ms): it is caught in that time."""
+    for attempt in range(1, 100):
+        move.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        move.client.sendall(b"x")
+        wait_until(
+            lambda wanted=attempt: repair.queued_bytes(move.server, abi.SIOCINQ) >= wanted, "data"
+        )
+        state = move.capture()
+        if state.window.rcv_wup != state.next_expected:
+            return state
+        move.roll_back(state)
+    raise AssertionError("every acknowledgement was quicker")
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["established", "half-closed"])
+def test_an_acknowledgement_that_was_delayed_is_sent_after_the_move(
+    move: Move, ended: bool
+) -> None:
+    """Or the peer would send it all again, after a timeout that has doubled with each loss."""
+    move.build()
+    # Nothing of what follows takes so long: what is sent again is so for want of an answer.
+    move.c.sysctl("net.ipv4.tcp_rto_min_us", 8_000_000)
+    move.connect()
+    exchange(move.client, move.server)
+    if ended:
+        move.server.shutdown(socket.SHUT_WR)
+        assert receive_exactly(move.client, 1) == b""
+        wait_until(
+            lambda: repair.connection_state(move.server) is tcp.TcpConnectionState.FIN_WAIT2,
+            "FIN_WAIT2",
+        )
+    move.move(capture_before_the_acknowledgement(move))
+    settle(move.client)
+    assert info(move.client, TOTAL_RETRANS) == 0
+    assert receive_exactly(move.moved, 1) == b"x"
