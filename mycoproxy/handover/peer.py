@@ -1,8 +1,9 @@
 """A peer node in a network namespace of this machine: finds its part of each path, re-homes it."""
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from pyroute2 import IPRoute
 
@@ -21,9 +22,26 @@ from mycoproxy.netfilter.paths import Network, Path, Standpoint, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
 from mycoproxy.netfilter.rebind import undo as undo_rebind
 from mycoproxy.netfilter.renamed import plain_entry, renamed_entry, untracked_entry
-from mycoproxy.netfilter.translate import Move, Translate
+from mycoproxy.netfilter.translate import Move, Translate, Translations
 from mycoproxy.sockdiag import SocketLookup
 from mycoproxy.tcp import Segment, Tap, TcpError
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one ``rehome`` does in one namespace. Plain data.
+
+    ``translated``: how the connections of ``moves`` were translated before. ``replaced``: conntrack
+    entries by the connections' names on the wire. ``obsolete``: entries that go when the move is
+    finished. ``needs_nat``: the kernel has to look at entries' NAT.
+    """
+
+    moves: list[Move]
+    translated: dict[FourTuple, str]
+    replaced: dict[FourTuple, Rebound]
+    added: list[ConntrackEntry]
+    obsolete: list[ConntrackEntry]
+    needs_nat: bool
 
 
 class LocalPeer:
@@ -31,7 +49,8 @@ class LocalPeer:
     stands, ``close`` when the move has ended.
 
     What ``rehome`` changed stays after ``close``: it lives as long as the connections do.
-    ``behind``: see ``Standpoint``.
+    ``behind``: see ``Standpoint``. ``note`` is told of changes before they are made; it may prevent
+    them by raising. With what it was told another process can ``recall`` them.
     """
 
     def __init__(
@@ -41,10 +60,12 @@ class LocalPeer:
         move: str,
         *,
         behind: Sequence[Network] | None = None,
+        note: Callable[[Changes], None] | None = None,
     ) -> None:
         self.name = name
         self._worker = worker
         self._move = move
+        self._note = note
         self._behind = None if behind is None else tuple(behind)
         self._opened = False
         self._nft: Nft
@@ -117,40 +138,53 @@ class LocalPeer:
 
     async def rehome(self, tasks: Sequence[Task]) -> None:
         """See ``Peer``."""
-        await self._worker.run(self._rehome, tasks)
+        changes = await self._worker.run(self._changes, tasks)
+        if self._note is not None:
+            self._note(changes)
+        await self._worker.run(self._apply, changes)
 
-    def _rehome(self, tasks: Sequence[Task]) -> None:
-        moves = [
-            Move(task.connection, task.after.local.address)
-            for task in tasks
-            if task.path is Path.TRANSLATE
-        ]
-        if moves:
-            self._translate.add(moves)
-            self._moves += moves
-        if any(task.path in (Path.ANCHOR, Path.CARRY) for task in tasks):
-            self._anchors.install()
-        self._rebind(
-            {
-                task.connection: self._change(task)
-                for task in tasks
-                if task.path in (Path.REBIND, Path.ANCHOR)
-            }
-        )
-        added = [self._added(task) for task in tasks if task.path in (Path.ADMIT, Path.CARRY)]
-        if added:
-            self._rebound += admit(self._conntrack, list(dict.fromkeys(added)))
+    def _changes(self, tasks: Sequence[Task]) -> Changes:
         # Conntrack goes on knowing what is translated here by the name that the client dialled.
         dialled = {task.connection for task in tasks if task.path is Path.TRANSLATE}
-        self._obsolete += [
-            entry
-            for task in tasks
-            if task.path in (Path.ADMIT, Path.NOTHING)
-            and task.connection not in dialled
-            and (entry := self._entry(task.connection)) is not None
-        ]
+        added = [self._added(task) for task in tasks if task.path in (Path.ADMIT, Path.CARRY)]
+        clients = {on_the_wire(name.remote) for name in dialled}
+        translated = self._translate.list() if clients else {}
+        return Changes(
+            moves=[
+                Move(task.connection, task.after.local.address)
+                for task in tasks
+                if task.path is Path.TRANSLATE
+            ],
+            translated={name: now for name, now in translated.items() if name.remote in clients},
+            replaced={
+                task.connection: self._replaced(task)
+                for task in tasks
+                if task.path in (Path.REBIND, Path.ANCHOR)
+            },
+            added=list(dict.fromkeys(added)),
+            obsolete=[
+                entry
+                for task in tasks
+                if task.path in (Path.ADMIT, Path.NOTHING)
+                and task.connection not in dialled
+                and (entry := self._entry(task.connection)) is not None
+            ],
+            needs_nat=any(task.path in (Path.ANCHOR, Path.CARRY) for task in tasks),
+        )
 
-    def _change(self, task: Task) -> Rebound:
+    def _apply(self, changes: Changes) -> None:
+        if changes.moves:
+            self._translate.add(changes.moves)
+            self._moves += changes.moves
+        if changes.needs_nat:
+            self._anchors.install()
+        if changes.replaced:
+            self._rebind(changes.replaced)
+        if changes.added:
+            self._rebound += admit(self._conntrack, changes.added)
+        self._obsolete += changes.obsolete
+
+    def _replaced(self, task: Task) -> Rebound:
         old = self._entry(task.connection)
         new = renamed_entry(old or untracked_entry(task.connection), task.connection, task.after)
         return Rebound(old, new)
@@ -168,8 +202,6 @@ class LocalPeer:
         return None if offer is None else offer.entry
 
     def _rebind(self, changes: Mapping[FourTuple, Rebound]) -> None:
-        if not changes:
-            return
         # While they are held here, their packets have the names that the other side gave them.
         self._held_names |= {_outer_side(change, name): name for name, change in changes.items()}
         tap = self._listening_tap()
@@ -184,6 +216,35 @@ class LocalPeer:
                 for segment in tap.arrived()
                 if (name := self._held_names.get(segment.connection)) is not None
             ]
+
+    async def recall(self, noted: Sequence[Changes]) -> None:
+        """Take over what another process was about to do here, and did in part: for ``undo`` and
+        ``finish``. After ``prepare``."""
+        await self._worker.run(self._recall, noted)
+
+    def _recall(self, noted: Sequence[Changes]) -> None:
+        translated = self._translate.list()
+        for changes in noted:
+            self._moves += [
+                move
+                for move in changes.moves
+                if is_in_force(move, before=changes.translated, now=translated)
+            ]
+            self._rebound += [
+                change
+                for change in (
+                    *changes.replaced.values(),
+                    *(Rebound(None, entry) for entry in changes.added),
+                )
+                if self._is_in_force(change)
+            ]
+            self._obsolete += changes.obsolete
+
+    def _is_in_force(self, change: Rebound) -> bool:
+        """Was the old entry taken away, or the new one put in its place? Or both not."""
+        old = change.old
+        found = self._conntrack.get((old or change.new).orig, zone=change.new.zone)
+        return found is None or old is None or found.reply != old.reply
 
     def _listening_tap(self) -> Tap:
         if self._tap is None:
@@ -256,6 +317,23 @@ class LocalPeer:
         self._nft.close()
         self._conntrack.close()
         self._sockets.close()
+
+
+def is_in_force(move: Move, *, before: Translations, now: Translations) -> bool:
+    """Was ``move`` made, given what was translated ahead of it, and what is?"""
+    name = FourTuple(*map(on_the_wire, move.connection))
+
+    def places(translations: Translations) -> set[str]:
+        return {
+            place
+            for dialled, place in translations.items()
+            if dialled.remote == name.remote and dialled.local.port == name.local.port
+        }
+
+    if wire_address(move.new_address) in places(now):
+        return True
+    # One that came back to where it was dialled is translated no more.
+    return name.local.address in places(before) and name.local.address not in places(now)
 
 
 def _outer_side(change: Rebound, name: FourTuple) -> FourTuple:

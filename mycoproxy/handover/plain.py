@@ -15,9 +15,12 @@ import msgpack
 from mycoproxy import tcp
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
+from mycoproxy.handover.peer import Changes
 from mycoproxy.handover.sides import Connection, Offer, Task, WentLive
 from mycoproxy.netfilter.entry import ConntrackEntry, Direction, TcpTracking
 from mycoproxy.netfilter.paths import Path
+from mycoproxy.netfilter.rebind import Rebound
+from mycoproxy.netfilter.translate import Move
 from mycoproxy.sockets import DescriptorName
 from mycoproxy.tcp import Segment
 
@@ -169,6 +172,46 @@ def went_live_from_plain(plain: object) -> WentLive:
     """The inverse. Raises ``TransferError``."""
     delivered, remarks = _columns(plain, 2)
     return WentLive(_number(delivered), tuple(_text(remark) for remark in _list(remarks)))
+
+
+def changes_to_bytes(changes: Changes) -> bytes:
+    """What one node is about to do in one of its namespaces."""
+    return _pack(
+        [
+            _flat(move.connection for move in changes.moves),
+            [move.new_address for move in changes.moves],
+            _flat(changes.translated),
+            list(changes.translated.values()),
+            _flat(changes.replaced),
+            [
+                [one.old and _entry_to_plain(one.old), _entry_to_plain(one.new)]
+                for one in changes.replaced.values()
+            ],
+            [_entry_to_plain(entry) for entry in changes.added],
+            [_entry_to_plain(entry) for entry in changes.obsolete],
+            changes.needs_nat,
+        ]
+    )
+
+
+def changes_from_bytes(data: bytes) -> Changes:
+    """The inverse. Raises ``TransferError``."""
+    names, places, dialled, now, replaced, pairs, added, obsolete, needs_nat = _columns(
+        _unpack(data), 9
+    )
+    return Changes(
+        moves=[Move(name, _address(place)) for name, place in _rows(_names(names), places)],
+        translated={name: _address(place) for name, place in _rows(_names(dialled), now)},
+        replaced={name: _rebound(pair) for name, pair in _rows(_names(replaced), pairs)},
+        added=[entry_from_plain(entry) for entry in _list(added)],
+        obsolete=[entry_from_plain(entry) for entry in _list(obsolete)],
+        needs_nat=bool(needs_nat),
+    )
+
+
+def _rebound(plain: object) -> Rebound:
+    old, new = _columns(plain, 2)
+    return Rebound(None if old is None else entry_from_plain(old), entry_from_plain(new))
 
 
 def entry_to_bytes(entry: ConntrackEntry) -> bytes:

@@ -37,6 +37,11 @@ class Connection:
         """Its name on the source."""
         return self.state.connection
 
+    @property
+    def is_only_copy(self) -> bool:
+        """Is its state nowhere else any more, once it was captured? All others are in sockets."""
+        return bool(self.listener) or self.state.state is TcpConnectionState.CLOSE
+
     def has_path(self, addresses: Mapping[str, str]) -> bool:
         """Do packets of it travel, so that somebody may have to lead them to the new address?
 

@@ -1,7 +1,7 @@
 """The source of a handover in a network namespace of this machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
@@ -25,6 +25,7 @@ from mycoproxy.tcp import (
     capture,
     inject,
     options,
+    repair,
     resume,
 )
 
@@ -128,6 +129,24 @@ class LocalSource:
             for one in self._waiting.take()
         ]
         return connections
+
+    async def recall(self, noted: Sequence[Connection]) -> None:
+        """Take over sockets that another process has captured: for ``resume`` and ``silence``.
+
+        After ``collect``. ``noted``: those of what its ``capture`` returned that ``is_only_copy``.
+        """
+        await self._worker.run(self._recall, noted)
+
+    def _recall(self, noted: Sequence[Connection]) -> None:
+        kept = {one.names: one.state for one in noted if not one.listener}
+        for taken in self._taken:
+            if taken.held.names in kept:
+                taken.state = kept[taken.held.names]
+            elif repair.is_in_repair(taken.held.sock):
+                # What SO_REUSEADDR was, repair mode has overwritten; set, no restart can fail.
+                state = capture(taken.held.sock, settings=taken.settings)
+                taken.state = replace(state, reuse_address=True)
+        self._waiting.recall([one for one in noted if one.listener])
 
     async def newcomers(self) -> Sequence[Segment]:
         """See ``Source``."""

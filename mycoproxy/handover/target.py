@@ -32,6 +32,7 @@ from mycoproxy.tcp import (
     establish,
     inject,
     release,
+    release_again,
 )
 
 
@@ -61,6 +62,7 @@ class LocalTarget:
         self._nft: Nft
         self._shield: Shield
         self._collecting: Future[HeldSockets] | None = None
+        self._recalled = False
         self._established: list[tuple[HeldSocket, TcpState]] = []
         self._waiting: list[TcpState] = []
         self._handshakes: list[TcpState] = []
@@ -107,15 +109,7 @@ class LocalTarget:
         if self._collecting is None:
             raise TargetError("the copy's sockets were not collected")
         sockets = self._collecting.result()
-        accepted = [one for one in connections if not one.listener]
-        matching = match(accepted, sockets.closed)
-        if matching.missing:
-            names = ", ".join(str(name) for name in matching.missing[:3])
-            raise TargetError(
-                f"the copy has no closed socket for {len(matching.unmatched_source)} "
-                f"connections ({names}): CRIU did not restore them with tcp-close"
-            )
-        for connection, held in matching.pairs:
+        for connection, held in _match_sockets(connections, sockets.closed):
             state = self._moved(connection, addresses)
             self._remark(state, establish(held.sock, state))
             self._established.append((held, state))
@@ -160,6 +154,37 @@ class LocalTarget:
         self._new_names[connection.four_tuple] = state.connection
         return state
 
+    async def recall(
+        self,
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        """Take over what another process has established, all of it: for ``go_live`` and
+        ``discard``. After ``prepare`` and ``collect``. Raises ``TargetError``."""
+        await self._worker.run(self._recall, connections, addresses, via)
+
+    def _recall(
+        self,
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        if self._collecting is None:
+            raise TargetError("the copy's sockets were not collected")
+        self._recalled = True
+        sockets = self._collecting.result()
+        every = [*sockets.closed, *sockets.connections]
+        for connection, held in _match_sockets(connections, every):
+            self._established.append((held, self._moved(connection, addresses)))
+        for one in connections:
+            if one.listener:
+                state = self._moved(one, addresses)
+                self._waiting.append(state)
+                if one.handshake:
+                    self._handshakes.append(state)
+        self._lead(via, addresses)
+
     async def go_live(self, lost: Sequence[Segment]) -> WentLive:
         """See ``Target``. Every connection is let live, also if one fails."""
         return await self._worker.run(self._go_live, lost)
@@ -172,24 +197,30 @@ class LocalTarget:
             failures.append(error)
         for held, state in self._established:
             try:
-                self._remark(state, release(held.sock, state))
+                again = release_again if self._recalled else release
+                self._remark(state, again(held.sock, state))
             except (MycoError, OSError) as error:
                 failures.append(error)
         states = [state for _, state in self._established] + self._waiting
         try:
             accept_queue.announce(self._handshakes)
-            elsewhere = [
-                segment.moved_to(self._new_names[segment.connection])
-                for segment in lost
-                if segment.connection in self._new_names
-            ]
-            here = beyond(self._arrived(), states)
-            delivered = inject([*elsewhere, *here])
+            delivered = inject([*self._renamed(lost), *beyond(self._arrived(), states)])
         except (MycoError, OSError) as error:
             failures.append(error)
         if failures:
             raise TargetError("; ".join(str(failure) for failure in failures))
         return WentLive(delivered, tuple(self._remarks))
+
+    def _renamed(self, lost: Sequence[Segment]) -> list[Segment]:
+        return [
+            segment.moved_to(self._new_names[segment.connection])
+            for segment in lost
+            if segment.connection in self._new_names
+        ]
+
+    async def deliver(self, lost: Sequence[Segment]) -> int:
+        """More of what ``go_live`` takes, later. Returns how many there were."""
+        return await self._worker.run(lambda: inject(self._renamed(lost)))
 
     def _arrived(self) -> list[Segment]:
         arrived = self._tap.arrived() if self._tap is not None else ()
@@ -250,6 +281,19 @@ class LocalTarget:
             self._tap.close()
         self._shield.lift()
         self._nft.close()
+
+
+def _match_sockets(
+    connections: Sequence[Connection], sockets: Sequence[HeldSocket]
+) -> list[tuple[Connection, HeldSocket]]:
+    matching = match([one for one in connections if not one.listener], sockets)
+    if matching.missing:
+        names = ", ".join(str(name) for name in matching.missing[:3])
+        raise TargetError(
+            f"the copy has no closed socket for {len(matching.unmatched_source)} "
+            f"connections ({names}): CRIU did not restore them with tcp-close"
+        )
+    return list(matching.pairs)
 
 
 def _match_listeners(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.handover.sides import Connection
 from mycoproxy.netfilter.hold import is_unspecified
 from mycoproxy.sockdiag import SocketLookup
 from mycoproxy.sockets import Listener
@@ -127,6 +128,17 @@ class WaitingConnections:
                 handshake = on_the_wire(state.connection) in completed
                 self._taken.append(Waiting(listener, state, handshake))
         return self._taken
+
+    def recall(self, noted: Iterable[Connection]) -> None:
+        """Take over what another process has taken. Connections that it has put back already, or
+        not taken yet, are left where they are. Raises ``OSError``."""
+        by_names = {listener.names: listener for listener in self._listeners}
+        with SocketLookup() as lookup:
+            self._taken += [
+                Waiting(by_names[one.listener], one.state, one.handshake)
+                for one in noted
+                if one.listener in by_names and lookup.find(one.four_tuple) is None
+            ]
 
     def put_back(self) -> list[Exception]:
         """Undo ``take``, still under the hold. Returns what went wrong; the rest was done."""

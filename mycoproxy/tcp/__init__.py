@@ -22,7 +22,7 @@ from mycoproxy.tcp.codec_listener import decode_listener, encode_listener
 from mycoproxy.tcp.errors import CodecError, TcpError, UnsupportedSocketError, UnsupportedStateError
 from mycoproxy.tcp.establish import abort, establish
 from mycoproxy.tcp.listener import ListenerState, capture_listener, listen
-from mycoproxy.tcp.live import release, resume
+from mycoproxy.tcp.live import release, release_again, resume
 from mycoproxy.tcp.options import Settings
 from mycoproxy.tcp.refusals import refusal
 from mycoproxy.tcp.replay import Tap, beyond, inject
@@ -71,5 +71,6 @@ __all__ = [
     "listen",
     "refusal",
     "release",
+    "release_again",
     "resume",
 ]

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.handover import plain
+from mycoproxy.handover.peer import Changes
 from mycoproxy.handover.plain import TransferError
 from mycoproxy.handover.sides import Connection, Offer, Task, WentLive
 from mycoproxy.netfilter.entry import ConntrackEntry, Direction, TcpTracking
 from mycoproxy.netfilter.paths import Path
+from mycoproxy.netfilter.rebind import Rebound
+from mycoproxy.netfilter.translate import Move
 from mycoproxy.sockets import DescriptorName
 from mycoproxy.tcp import TcpConnectionState, TcpState
 from mycoproxy.tcp.segments import ACK, segment
@@ -92,6 +95,22 @@ def test_entries(entry: ConntrackEntry) -> None:
 @given(st.dictionaries(names, endpoints, max_size=5))
 def test_anchors(via: dict[FourTuple, Endpoint]) -> None:
     assert plain.via_from_plain(over_the_wire(plain.via_to_plain(via))) == via
+
+
+changed = st.builds(
+    Changes,
+    moves=st.lists(st.builds(Move, names, addresses), max_size=3),
+    translated=st.dictionaries(names, addresses, max_size=3),
+    replaced=st.dictionaries(names, st.builds(Rebound, st.none() | entries, entries), max_size=3),
+    added=st.lists(entries, max_size=3),
+    obsolete=st.lists(entries, max_size=3),
+    needs_nat=st.booleans(),
+)
+
+
+@given(changed)
+def test_changes(changes: Changes) -> None:
+    assert plain.changes_from_bytes(plain.changes_to_bytes(changes)) == changes
 
 
 def test_segments() -> None:

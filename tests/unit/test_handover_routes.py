@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.handover.peer import is_in_force
 from mycoproxy.handover.routes import Plan, Routes
 from mycoproxy.handover.sides import Known, Offer, Task
 from mycoproxy.netfilter.entry import ConntrackEntry, Direction, TcpTracking
 from mycoproxy.netfilter.paths import Path
+from mycoproxy.netfilter.translate import Move, compose
 
 OLD, NEW = Endpoint("10.244.1.2", 6379), Endpoint("10.244.2.7", 6379)
 ADDRESSES = {OLD.address: NEW.address}
@@ -230,3 +232,26 @@ def test_what_nodes_have_kept_finds_its_connection_by_the_name_that_they_use() -
     wire = FourTuple(OLD, AGAIN.via)
     found = plan(AGAIN, elsewhere={"delta": Offer(wire, Path.REBIND, AT_ANCHOR)})
     assert found.wire_names[wire] == AGAIN.name
+
+
+PLACES = [OLD.address, NEW.address, "10.244.3.7"]
+
+
+@pytest.mark.parametrize("history", [[], [1], [1, 2], [2, 1, 0]])
+@pytest.mark.parametrize("to", [0, 1, 2])
+def test_whether_a_translation_was_made_is_seen_from_what_is_there(
+    history: list[int], to: int
+) -> None:
+    def at(place: int) -> FourTuple:
+        return FourTuple(Endpoint(PLACES[place], OLD.port), CLIENT)
+
+    before: dict[FourTuple, str] = {FourTuple(OLD, OUTSIDE): NEW.address}
+    here = 0
+    for place in history:
+        before = compose(before, [Move(at(here), PLACES[place])])
+        here = place
+    if to == here:
+        return
+    move = Move(at(here), PLACES[to])
+    assert not is_in_force(move, before=before, now=before)
+    assert is_in_force(move, before=before, now=compose(before, [move]))
