@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
         self._wanted = wanted
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._tls: TlsStream
+        self._tls: TlsStream | None = None  # a server's is made once there is something to read
         self._protocol: LinkProtocol
         self._timer: asyncio.TimerHandle | None = None
         self._heard = self._ticked = self._loop.time()
@@ -114,7 +114,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not derived from it
         _set_options(self._transport.get_extra_info("socket"), self._limits)
         self._transport.set_write_buffer_limits(high=self._limits.write_buffer)
-        self._tls = TlsStream(self._context, server=self.role is Role.SERVER)
+        if self.role is Role.CLIENT:
+            self._tls = TlsStream(self._context, server=False)
         self._timer = self._loop.call_later(self._limits.handshake, self._handshake_late, "TLS")
         self._flush()
 
@@ -124,22 +125,25 @@ class Connection(asyncio.Protocol):
             return
         self._heard = self._loop.time()
         self._local.counters.bytes_in += len(data)
+        tls = self._tls
+        if tls is None:
+            tls = self._tls = TlsStream(self._context, server=True)
         try:
-            self._tls.feed(data)
-            if self._tls.ready:
+            tls.feed(data)
+            if tls.ready:
                 if self.phase is Phase.TLS:
-                    self._authenticated()
-                self._read()
+                    self._authenticated(tls)
+                self._read(tls)
         except PeeringError as error:
             self._break(error)
         else:
             self._flush()
 
-    def _read(self) -> None:
+    def _read(self, tls: TlsStream) -> None:
         protocol = self._protocol
         before = protocol.frames_in
         try:
-            for plain in self._tls.plaintext():
+            for plain in tls.plaintext():
                 if not plain:
                     raise self._gone()
                 for event in protocol.receive(plain):
@@ -180,17 +184,17 @@ class Connection(asyncio.Protocol):
 
     # The way up.
 
-    def _authenticated(self) -> None:
+    def _authenticated(self, tls: TlsStream) -> None:
         """TLS' handshake is done. A client's peer has to be the node that it wanted."""
         try:
-            self.peer = self._local.identify(self._tls.ssl_object)
+            self.peer = self._local.identify(tls.ssl_object)
         except MycoError as error:
             raise HandshakeError("identity", str(error)) from error
         if self._wanted is not None and self.peer != self._wanted:
             raise HandshakeError(
                 "identity", f"{self._wanted} was wanted; the certificate is that of {self.peer}"
             )
-        if self._tls.ssl_object.session_reused:
+        if tls.ssl_object.session_reused:
             # Its certificate was checked some time ago, and not now.
             raise HandshakeError("tls", f"{self.peer} resumed an old TLS session")
         introduction = Introduction(
@@ -259,6 +263,7 @@ class Connection(asyncio.Protocol):
             self._break(self._lost(f"nothing was heard of it for {silence:.1f} s"))
             return
         try:
+            assert self._tls is not None
             if self._local.identify(self._tls.ssl_object) != self.peer:
                 raise HandshakeError("identity", "its certificate is another node's now")
         except MycoError as error:
@@ -285,6 +290,8 @@ class Connection(asyncio.Protocol):
         self._push()
 
     def _push(self) -> None:
+        if self._tls is None:
+            return
         if self.phase in (Phase.HELLO, Phase.UP):
             plain = self._protocol.to_send()
             if plain:
@@ -384,8 +391,9 @@ class Connection(asyncio.Protocol):
         if self.phase is Phase.CLOSED:
             return
         self._push()
-        self._tls.close()
-        self._push()
+        if self._tls is not None:
+            self._tls.close()
+            self._push()
         self._end(error)
         self._transport.close()
         self._arm(self._limits.linger, self._transport.abort)
@@ -401,7 +409,7 @@ class Connection(asyncio.Protocol):
         if isinstance(error, HandshakeError):
             counters.refused[error.reason] += 1
         elif not up:
-            counters.refused["lost"] += 1
+            counters.refused["protocol" if isinstance(error, ProtocolError) else "lost"] += 1
         elif not (self._protocol.leaving and not self._protocol.open):
             counters.lost += 1
         self._wake_writers()

@@ -56,5 +56,5 @@ class ServerLimits:
     strangers: int = 256
     """Connections that have not yet authenticated themselves and said hello. When there are more,
     the oldest one of the address that has most of them is closed."""
-    backlog: int = 1024
+    backlog: int = 4096
     """Connections that wait in the kernel, of each listening socket."""

@@ -20,7 +20,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -69,11 +70,14 @@ async def serve(directory: Path) -> None:
     """Serve until stdin ends. ``status`` tells what has happened; ``wait`` never ends."""
     credentials = Credentials.load(directory)
     here = local(credentials)
+    waiting = 0
 
     async def handler(peer: str, method: str, _: dict[str, Any], body: Body) -> Reply:
         async for _chunk in body:
             pass
+        nonlocal waiting
         if method == "wait":
+            waiting += 1
             await asyncio.Event().wait()
         counters = here.counters
         return Reply(
@@ -82,6 +86,7 @@ async def serve(directory: Path) -> None:
                 "strangers": server.strangers,
                 "accepted": counters.accepted,
                 "refused": dict(counters.refused),
+                "waiting": waiting,
                 "requests": counters.requests_in,
                 "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
             }
@@ -117,10 +122,18 @@ class Lab:
         """Bytes of memory that the server's process has now."""
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * 4096
 
-    def peers(self, name: str = "good", address: str | None = None, **claims: str) -> Peers:
+    @asynccontextmanager
+    async def peers(
+        self, name: str = "good", address: str | None = None, **claims: str
+    ) -> AsyncIterator[Peers]:
+        """A node's links. They must be closed: an open one is a warning inside uvloop, which hangs."""
         credentials = self.credentials(name)
         at = (address or self.good_address, PORT)
-        return Peers(local(credentials, **claims), credentials.client_context(), lambda _: at)
+        pool = Peers(local(credentials, **claims), credentials.client_context(), lambda _: at)
+        try:
+            yield pool
+        finally:
+            await pool.close(grace=1)
 
 
 @pytest.fixture(scope="module")
@@ -173,18 +186,14 @@ def lab(network: Any, certificates: Path) -> Iterator[Lab]:
 
 async def status(lab: Lab) -> dict[str, Any]:
     """What the server says to a good peer on a new link."""
-    pool = lab.peers()
-    try:
-        answer = await pool.call("server", "status", deadline=DEADLINE)
-    finally:
-        await pool.close(grace=1)
-    return answer.result
+    async with lab.peers() as pool:
+        return (await pool.call("server", "status", deadline=DEADLINE)).result
 
 
 async def serve_good_peers_until(lab: Lab, done: Callable[[], bool]) -> int:
     """Call the server on a link that is kept, and on new ones; how often. Any error is one."""
-    kept, calls = lab.peers(), 0
-    try:
+    calls = 0
+    async with lab.peers() as kept:
         while True:
             last = done()
             await kept.call("server", "status", {}, bytes(100_000), deadline=DEADLINE)
@@ -192,8 +201,6 @@ async def serve_good_peers_until(lab: Lab, done: Callable[[], bool]) -> int:
             calls += 2
             if last:
                 return calls
-    finally:
-        await kept.close(grace=1)
 
 
 def test_a_peer_without_a_valid_certificate_gets_nothing(lab: Lab) -> None:
@@ -208,10 +215,9 @@ def test_a_peer_without_a_valid_certificate_gets_nothing(lab: Lab) -> None:
             writer.write(encode([0, 0, {"protocol": "mycoproxy-peer"}]))
             if await asyncio.wait_for(reader.read(), DEADLINE) == b"":
                 raise ConnectionError("nothing")
-        pool = lab.peers("wrong-authority", lab.bad_address)
-        with pytest.raises(HandshakeError, match="certificate"):
-            await pool.call("server", "status", deadline=DEADLINE)
-        await pool.close(grace=1)
+        async with lab.peers("wrong-authority", lab.bad_address) as pool:
+            with pytest.raises(HandshakeError, match="certificate"):
+                await pool.call("server", "status", deadline=DEADLINE)
 
     before = lab.good(status(lab))
     lab.bad(attack())
@@ -230,10 +236,12 @@ def test_an_expired_certificate_gets_nothing(lab: Lab, tmp_path: Path) -> None:
         here, context = local(expired), expired.client_context()
         here.identify = lambda _: "server"
         pool = Peers(here, context, lambda _: (lab.bad_address, PORT))
-        with pytest.raises((HandshakeError, LinkLost), match="expired") as caught:
-            await pool.call("server", "status", deadline=DEADLINE)
-        assert not caught.value.may_have_run
-        await pool.close(grace=1)
+        try:
+            with pytest.raises((HandshakeError, LinkLost), match="expired") as caught:
+                await pool.call("server", "status", deadline=DEADLINE)
+            assert not caught.value.may_have_run
+        finally:
+            await pool.close(grace=1)
 
     before = lab.good(status(lab))
     lab.bad(attack())
@@ -244,16 +252,14 @@ def test_an_expired_certificate_gets_nothing(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_node_is_only_itself(lab: Lab) -> None:
     async def attack() -> None:
-        pool = lab.peers("other", lab.bad_address, node="good")
-        with pytest.raises(HandshakeError, match="certificate of other says hello as 'good'"):
-            await pool.call("server", "status", deadline=DEADLINE)
-        await pool.close(grace=1)
-        pool = lab.peers("other", lab.bad_address)
-        with pytest.raises(HandshakeError, match="good was wanted; the certificate is that of"):
-            await pool.call("good", "status", deadline=DEADLINE)
-        answer = await pool.call("server", "status", deadline=DEADLINE)
-        assert answer.result["peer"] == "other"
-        await pool.close(grace=1)
+        async with lab.peers("other", lab.bad_address, node="good") as pool:
+            with pytest.raises(HandshakeError, match="certificate of other says hello as 'good'"):
+                await pool.call("server", "status", deadline=DEADLINE)
+        async with lab.peers("other", lab.bad_address) as pool:
+            with pytest.raises(HandshakeError, match="good was wanted; the certificate is that of"):
+                await pool.call("good", "status", deadline=DEADLINE)
+            answer = await pool.call("server", "status", deadline=DEADLINE)
+            assert answer.result["peer"] == "other"
 
     lab.bad(attack())
 
@@ -324,7 +330,7 @@ def test_an_authenticated_peer_that_sends_nonsense_ends_only_its_own_links(lab: 
     lab.good(serve_good_peers_until(lab, attacking.done))
     attacking.result()
     after = lab.good(status(lab))
-    assert after["refused"]["protocol" if "protocol" in after["refused"] else "lost"] >= 1
+    assert after["refused"]["protocol"] + after["refused"].get("identity", 0) == 200
     assert after["accepted"] - before["accepted"] > 200
     assert lab.resident() - resident < GROWTH
 
@@ -414,18 +420,18 @@ def test_ten_thousand_connections_take_neither_memory_nor_the_service(lab: Lab) 
         )
 
         async def watch() -> int:
-            calls, kept = 0, lab.peers()
-            while True:
-                last = attacking.done()
-                now = (await kept.call("server", "status", deadline=DEADLINE)).result
-                fresh = await status(lab)
-                calls += 2
-                for key in ("strangers", "descriptors"):
-                    most[key] = max(most[key], now[key], fresh[key])
-                most["resident"] = max(most["resident"], lab.resident())
-                if last:
-                    await kept.close(grace=1)
-                    return calls
+            calls = 0
+            async with lab.peers() as kept:
+                while True:
+                    last = attacking.done()
+                    now = (await kept.call("server", "status", deadline=DEADLINE)).result
+                    fresh = await status(lab)
+                    calls += 2
+                    for key in ("strangers", "descriptors"):
+                        most[key] = max(most[key], now[key], fresh[key])
+                    most["resident"] = max(most["resident"], lab.resident())
+                    if last:
+                        return calls
 
         calls = lab.good(watch())
         opened, came = attacking.result()
@@ -446,19 +452,17 @@ def test_ten_thousand_connections_take_neither_memory_nor_the_service(lab: Lab) 
 
 def test_a_server_that_is_killed_mid_call_leaves_the_outcome_unknown(lab: Lab) -> None:
     async def main() -> None:
-        pool = lab.peers()
-        await pool.call("server", "status", deadline=DEADLINE)
-        call = asyncio.ensure_future(pool.call("server", "wait", deadline=DEADLINE))
-        answer = await pool.call("server", "status", deadline=DEADLINE)
-        assert answer.result["requests"] == 3
-        os.kill(lab.process.pid, signal.SIGKILL)
-        with pytest.raises(LinkLost) as caught:
-            await call
-        assert caught.value.may_have_run
-        with pytest.raises(PeeringError) as refused:
-            await pool.call("server", "status", deadline=DEADLINE)
-        assert not refused.value.may_have_run
-        await pool.close(grace=1)
+        async with lab.peers() as pool:
+            call = asyncio.ensure_future(pool.call("server", "wait", deadline=DEADLINE))
+            while not (await pool.call("server", "status", deadline=DEADLINE)).result["waiting"]:
+                pass
+            os.kill(lab.process.pid, signal.SIGKILL)
+            with pytest.raises(LinkLost) as caught:
+                await call
+            assert caught.value.may_have_run
+            with pytest.raises(PeeringError) as refused:
+                await pool.call("server", "status", deadline=DEADLINE)
+            assert not refused.value.may_have_run
 
     lab.good(main())
 
