@@ -126,7 +126,7 @@ class Lab:
     async def peers(
         self, name: str = "good", address: str | None = None, **claims: str
     ) -> AsyncIterator[Peers]:
-        """A node's links. They must be closed: an open one is a warning inside uvloop, which hangs."""
+        """A node's links, closed in the end: uvloop, warning of an open one, hangs."""
         credentials = self.credentials(name)
         at = (address or self.good_address, PORT)
         pool = Peers(local(credentials, **claims), credentials.client_context(), lambda _: at)

@@ -1,7 +1,9 @@
 """The state machine of a link, both sides of it in memory: no sockets, no time."""
 
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -618,3 +620,17 @@ def test_acts_that_the_table_does_not_list_are_bugs() -> None:
         with pytest.raises(ValueError, match=r"may do that|cannot be sent"):
             act()
     assert carry(a, b) == carry(b, a) == []
+
+
+def test_the_docs_list_the_messages_as_they_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "peer-protocol.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| (\w+) \| (.*?) ?\|$", page, re.MULTILINE)
+    listed = []
+    for number, name, _, fields in rows:
+        words = re.sub(r"\(.*?\)", "", fields)
+        listed.append((int(number), name, words.count(",") + 1 if words else 0))
+    assert (
+        listed[1:]
+        == [(number, kind.__name__, len(kind._fields)) for number, kind in enumerate(KINDS)][1:]
+    )
+    assert listed[0][:2] == (0, "Hello")
