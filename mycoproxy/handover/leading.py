@@ -72,6 +72,10 @@ class Leading:
         for peer, offers in zip(asked, answers, strict=True):
             self._routes.learn(peer.name, offers)
 
+    def expected(self) -> set[str]:
+        """The nodes that will have something to do, as far as was found out."""
+        return set(self._routes.plan(self._routes.names).tasks)
+
     async def plan(self, connections: Sequence[Connection], newcomers: Sequence[Segment]) -> Plan:
         """What is to be done for all of them. Surveys those that are new.
 

@@ -1,27 +1,37 @@
 """A peer node as a whole: its own network namespace, and those of the pods on it."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-from mycoproxy.addresses import FourTuple
+from mycoproxy.addresses import FourTuple, wire_address
 from mycoproxy.handover.peer import LocalPeer
 from mycoproxy.handover.sides import Offer, Task
 from mycoproxy.netfilter.paths import Path
 from mycoproxy.tcp import Segment
+
+Find = Callable[[Collection[str]], Awaitable[object]]
 
 
 class LocalNode:
     """The namespaces of one node as one ``Peer``.
 
     ``host`` is where the node NATs, forwards and tracks. ``pods`` are where clients live; they are
-    asked for connections of theirs only.
+    asked for connections of theirs only. ``find`` is asked for more of them, by the addresses of
+    clients; it is to ``add`` them.
     """
 
-    def __init__(self, host: LocalPeer, pods: Sequence[LocalPeer] = ()) -> None:
+    def __init__(
+        self, host: LocalPeer, pods: Sequence[LocalPeer] = (), *, find: Find | None = None
+    ) -> None:
         self.name = host.name
         self._host = host
-        self._pods = pods
+        self._pods = list(pods)
+        self._find = find
         self._clients: dict[FourTuple, LocalPeer] = {}
+
+    def add(self, pod: LocalPeer) -> None:
+        """One more namespace, which has been prepared."""
+        self._pods.append(pod)
 
     async def prepare(self) -> None:
         """See ``LocalPeer``."""
@@ -32,6 +42,8 @@ class LocalNode:
         self, connections: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
     ) -> Sequence[Offer]:
         """See ``Peer``."""
+        if self._find is not None:
+            await self._find({wire_address(one.remote.address) for one in connections})
         offers = [*await self._host.survey(connections, addresses, home=home)]
         for pod in self._pods:
             theirs = [one for one in connections if pod.has_address(one.remote.address)]

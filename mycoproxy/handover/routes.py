@@ -67,6 +67,11 @@ class Routes:
         """Those that were not surveyed yet."""
         return [one for one in names if one.name not in self._known]
 
+    @property
+    def names(self) -> list[FourTuple]:
+        """All that were surveyed."""
+        return list(self._known)
+
     def learn_home(self, names: Sequence[Known], offers: Iterable[Offer]) -> list[FourTuple]:
         """What the workload's node offers for ``names``; returns what other nodes call them."""
         self._known.update((one.name, one) for one in names)

@@ -1,6 +1,6 @@
 """The source of a handover in a network namespace of this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mycoproxy.addresses import Endpoint, FourTuple
@@ -39,6 +39,7 @@ class _Taken:
     held: HeldSocket
     settings: Settings
     state: TcpState | None = None
+    is_resumed: bool = False
 
 
 class LocalSource:
@@ -53,6 +54,7 @@ class LocalSource:
         self._init_pid = init_pid
         self._move = move
         self._opened = False
+        self._is_held = False
         self._nft: Nft
         self._hold: Hold
         self._shield: Shield
@@ -62,15 +64,17 @@ class LocalSource:
         self._via: dict[FourTuple, Endpoint] = {}
         self._tap: Tap | None = None
 
-    async def prepare(self) -> None:
-        """Make the (empty) hold."""
-        await self._worker.run(self._prepare)
+    async def prepare(self, *, is_held: bool = False) -> None:
+        """Make the (empty) hold. ``is_held``: another process has made it, and may have used it."""
+        await self._worker.run(self._prepare, is_held)
 
-    def _prepare(self) -> None:
+    def _prepare(self, is_held: bool) -> None:
         self._nft = Nft()
         self._opened = True
         self._hold = Hold(self._nft, self._move)
-        self._hold.install()
+        self._is_held = is_held
+        if not is_held:
+            self._hold.install()
         self._shield = Shield(self._nft, self._move)
 
     async def collect(self) -> Sequence[Known]:
@@ -169,35 +173,46 @@ class LocalSource:
         ]
         return beyond(arrived, [*states, *self._waiting.states])
 
-    async def resume(self) -> None:
-        """See ``Source``."""
-        await self._worker.run(self._resume)
+    async def resume(self, leave: Collection[FourTuple] = ()) -> None:
+        """See ``Source``. Those to ``leave``, which no task has to have accepted, stay as they are
+        and held: for a later call, which has all others behind it."""
+        await self._worker.run(self._resume, frozenset(leave))
 
-    def _resume(self) -> None:
+    def _resume(self, leave: frozenset[FourTuple]) -> None:
         failures = self._waiting.put_back()
-        self._let_go()
+        self._let_go(leave)
         for taken in self._taken:
-            if taken.state is not None:
-                try:
-                    resume(taken.held.sock, taken.state)
-                except (MycoError, OSError) as error:
-                    failures.append(error)
+            if taken.held.connection in leave or taken.state is None or taken.is_resumed:
+                continue
+            try:
+                resume(taken.held.sock, taken.state)
+                taken.is_resumed = True
+            except (MycoError, OSError) as error:
+                failures.append(error)
         if failures:
             raise SourceError("; ".join(str(failure) for failure in failures))
 
-    async def release_hold(self, lost: Sequence[Segment]) -> None:
-        """See ``Source``."""
-        await self._worker.run(self._release_hold, lost)
+    async def release_hold(
+        self, lost: Sequence[Segment], leave: Collection[FourTuple] = ()
+    ) -> None:
+        """See ``Source``. ``leave``: as for ``resume``."""
+        await self._worker.run(self._release_hold, lost, frozenset(leave))
 
-    def _release_hold(self, lost: Sequence[Segment]) -> None:
-        self._let_go()
+    def _release_hold(self, lost: Sequence[Segment], leave: frozenset[FourTuple]) -> None:
+        self._let_go(leave)
         found = self._lost_segments()
         newcomers = self._waiting.newcomers()
         self._waiting.announce()
         inject([*found, *lost, *newcomers])
 
-    def _let_go(self) -> None:
-        self._hold.let_go(self._as_they_pass(self._names()))
+    def _let_go(self, leave: frozenset[FourTuple]) -> None:
+        if self._is_held:  # what is in it only the other process knew
+            self._is_held = False
+            self._hold.install()
+        if leave:
+            self._hold.hold(self._as_they_pass([*leave]))
+        free = [name for name in self._names() if name not in leave]
+        self._hold.let_go(self._as_they_pass(free))
         self._hold.let_go_listeners()
 
     async def silence(self) -> None:

@@ -72,15 +72,17 @@ class LocalTarget:
         self._remarks: list[str] = []
         self._tap: Tap | None = None
 
-    async def prepare(self) -> None:
-        """Raise the shield."""
-        await self._worker.run(self._prepare)
+    async def prepare(self, *, is_shielded: bool = False) -> None:
+        """Raise the shield. ``is_shielded``: another process has done that, and it may have been
+        lifted since."""
+        await self._worker.run(self._prepare, is_shielded)
 
-    def _prepare(self) -> None:
+    def _prepare(self, is_shielded: bool) -> None:
         self._nft = Nft()
         self._opened = True
         self._shield = Shield(self._nft, self._move)
-        self._shield.raise_()
+        if not is_shielded:
+            self._shield.raise_()
         # What the re-homed peers send is dropped by the shield, and delivered when it is lifted.
         self._tap = Tap()
 

@@ -1,0 +1,27 @@
+"""What agents call on each other for a move. Arguments and bodies are in ``remote``."""
+
+from enum import Enum
+from typing import Final
+
+MOST_BYTES: Final = 1 << 28
+"""Of a body that is kept in memory as a whole."""
+
+
+class Method(Enum):
+    """The name on the wire. All but the first have ``move``, the move's name, among their
+    arguments; those that belong to an open move have ``id``, too."""
+
+    AGREE = "agree"
+    """A message of ``mycoproxy.agreement``."""
+    OPEN = "move.open"
+    """Make ready to be a peer of it; returns the agent's ``life``."""
+    SURVEY = "move.survey"
+    """What can be done for these connections?"""
+    REHOME = "move.rehome"
+    """A peer's part; returns what was lost meanwhile. The vote goes its own way."""
+    ESTABLISH = "move.establish"
+    """The target's part."""
+    DELIVER = "move.deliver"
+    """Segments that were lost; waits until it is live."""
+    WELCOME = "move.welcome"
+    """SYNs that came to the source; waits until it is live."""

@@ -1,0 +1,85 @@
+"""The network namespaces of this node: its own, and those of the pods on it."""
+
+import asyncio
+import glob
+import socket
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from mycoproxy.errors import MycoError
+from mycoproxy.namespaces import NamespaceWorker
+
+
+class NodeNamespaces:
+    """Threads in the namespaces of this node, made when they are first needed.
+
+    ``pods`` are patterns of paths, as the runtime mounts the namespaces (``/run/netns/cni-*``).
+    """
+
+    def __init__(self, host: Path, pods: Sequence[str]) -> None:
+        self._host_path = host
+        self._patterns = tuple(pods)
+        self._workers: dict[Path, NamespaceWorker] = {}
+        self._addresses: dict[Path, tuple[int, frozenset[str]]] = {}
+
+    @property
+    def host(self) -> NamespaceWorker:
+        """The node's own."""
+        return self.worker(self._host_path)
+
+    @property
+    def host_path(self) -> Path:
+        """Where that is."""
+        return self._host_path
+
+    def worker(self, path: Path) -> NamespaceWorker:
+        """A thread in the namespace at ``path``. Raises ``MycoError``, ``OSError``."""
+        if path not in self._workers:
+            self._workers[path] = NamespaceWorker(path)
+        return self._workers[path]
+
+    def forget(self, path: Path) -> None:
+        """The namespace is of no use any more: end its thread."""
+        self._addresses.pop(path, None)
+        if (worker := self._workers.pop(path, None)) is not None:
+            worker.close()
+
+    async def with_addresses(self, wanted: Collection[str]) -> list[Path]:
+        """The pods' namespaces that have one of these addresses."""
+        return await asyncio.to_thread(self._with_addresses, frozenset(wanted))
+
+    def _with_addresses(self, wanted: frozenset[str]) -> list[Path]:
+        found = [Path(path) for pattern in self._patterns for path in glob.glob(pattern)]  # noqa: PTH207
+        for gone in self._addresses.keys() - set(found):
+            self._addresses.pop(gone, None)
+        for path in found:
+            try:
+                inode = path.stat().st_ino
+                known = self._addresses.get(path)
+                if known is None or known[0] != inode or not known[1]:
+                    self._addresses[path] = (inode, self._read(path))
+            except (OSError, MycoError):  # it is being made, or removed
+                self._addresses.pop(path, None)
+        return [path for path, (_, addresses) in self._addresses.items() if addresses & wanted]
+
+    @staticmethod
+    def _read(path: Path) -> frozenset[str]:
+        with NamespaceWorker(path) as worker:
+            return worker.call(_addresses_here)
+
+    def close(self) -> None:
+        """End all threads."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+
+def _addresses_here() -> frozenset[str]:
+    with IPRoute() as route:
+        return frozenset(
+            dict(message["attrs"]).get("IFA_LOCAL") or dict(message["attrs"])["IFA_ADDRESS"]
+            for message in route.get_addr()
+            if message["family"] in (socket.AF_INET, socket.AF_INET6)
+        )

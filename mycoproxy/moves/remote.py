@@ -1,0 +1,142 @@
+"""The other nodes' part of a handover, as the source's agent sees it: calls to their agents.
+
+Names of methods, and what goes over the wire in each, are in ``methods``.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.handover import Connection, Offer, Task, WentLive, plain
+from mycoproxy.moves.methods import MOST_BYTES, Method
+from mycoproxy.peering import Answer
+from mycoproxy.tcp import Segment
+
+
+class Call(Protocol):
+    """``mycoproxy.peering.Peers.call``."""
+
+    async def __call__(
+        self,
+        node: str,
+        method: str,
+        args: Mapping[str, Any] | None = None,
+        body: bytes | Sequence[bytes] = b"",
+        *,
+        deadline: float,
+    ) -> Answer:
+        """See there."""
+
+
+class RemotePeer:
+    """A peer node. ``name`` is the node's; ``move`` what the move is called on every node."""
+
+    def __init__(self, call: Call, name: str, move: str, *, deadline: float) -> None:
+        self.name = name
+        self._call = call
+        self._move = move
+        self._deadline = deadline
+        self._id = ""
+        self._lost: list[Segment] = []
+
+    async def prepare(self) -> int:
+        """Have it make ready. Returns the life of its agent."""
+        answer = await self._ask(Method.OPEN, {})
+        return int(answer.result["life"])
+
+    def begun(self, move_id: str) -> None:
+        """From now on it is asked for this move."""
+        self._id = move_id
+
+    async def survey(
+        self, connections: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
+    ) -> Sequence[Offer]:
+        """See ``Peer``."""
+        if not connections:
+            return ()
+        args = {"addresses": dict(addresses), "home": home}
+        answer = await self._ask(Method.SURVEY, args, plain.names_to_bytes(connections))
+        return plain.offers_from_bytes(await answer.body.read(MOST_BYTES))
+
+    async def rehome(self, tasks: Sequence[Task]) -> None:
+        """See ``Peer``."""
+        answer = await self._ask(Method.REHOME, {"id": self._id}, plain.tasks_to_bytes(tasks))
+        self._lost += plain.segments_from_bytes(await answer.body.read(MOST_BYTES))
+
+    async def lost_segments(self) -> Sequence[Segment]:
+        """See ``Peer``: what came with the answer to ``rehome``."""
+        lost, self._lost = self._lost, []
+        return lost
+
+    async def undo(self) -> None:
+        """Nothing: it does so when it hears the decision."""
+
+    async def finish(self) -> None:
+        """Nothing: it does so when it hears that the target lives."""
+
+    async def _ask(self, method: Method, args: Mapping[str, Any], body: bytes = b"") -> Answer:
+        return await self._call(
+            self.name, method.value, {"move": self._move, **args}, body, deadline=self._deadline
+        )
+
+
+class RemoteTarget:
+    """The target's node."""
+
+    def __init__(self, call: Call, name: str, move: str, *, deadline: float) -> None:
+        self.name = name
+        self._call = call
+        self._move = move
+        self._deadline = deadline
+        self._id = ""
+        self.live = WentLive(0, ())
+
+    def begun(self, move_id: str) -> None:
+        """From now on it is asked for this move."""
+        self._id = move_id
+
+    async def establish(
+        self,
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        """See ``Target``."""
+        args = {"addresses": dict(addresses), "via": plain.via_to_plain(via)}
+        parts = await asyncio.to_thread(list, plain.connections_to_parts(connections))
+        await self._ask(Method.ESTABLISH, args, parts)
+
+    async def deliver(self, lost: Sequence[Segment]) -> None:
+        """What was lost meanwhile, once it is live; waits for that."""
+        answer = await self._ask(Method.DELIVER, {}, plain.segments_to_bytes(lost))
+        self.live = plain.went_live_from_plain(answer.result["live"])
+
+    async def welcome(
+        self,
+        syns: Sequence[Segment],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        """See ``Target``; waits until it is live."""
+        args = {"addresses": dict(addresses), "via": plain.via_to_plain(via)}
+        await self._ask(Method.WELCOME, args, plain.segments_to_bytes(syns))
+
+    async def go_live(self, lost: Sequence[Segment]) -> WentLive:
+        """It does so when it hears the decision; this only waits for it."""
+        await self.deliver(lost)
+        return self.live
+
+    async def discard(self) -> None:
+        """Nothing: it does so when it hears the decision."""
+
+    async def _ask(
+        self, method: Method, args: Mapping[str, Any], body: bytes | Sequence[bytes] = b""
+    ) -> Answer:
+        return await self._call(
+            self.name,
+            method.value,
+            {"move": self._move, "id": self._id, **args},
+            body,
+            deadline=self._deadline,
+        )

@@ -1,0 +1,174 @@
+"""The target's part in a move: the workload's new place on this node."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import msgpack
+
+from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.errors import MycoError
+from mycoproxy.handover import Connection, LocalTarget, WentLive, plain
+from mycoproxy.handover.leading import all_of
+from mycoproxy.moves.driver import Answer, Channel, DriverError, Order
+from mycoproxy.moves.namespaces import NodeNamespaces
+from mycoproxy.moves.peer import Attach, PeerPart
+from mycoproxy.tcp import Segment
+
+_PLACE, _CONNECTIONS, _PATHS = "target", "connections", "paths"
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPlace:
+    """Where the copy is. ``source``: the node that may hand over to it. ``init_pid``, ``pids``: as
+    for ``LocalTarget.collect``; 0 as long as there is no copy."""
+
+    move: str
+    source: str
+    netns: str
+    init_pid: int = 0
+    pids: tuple[int, ...] = ()
+
+
+class CopyDeadError(MycoError):
+    """The copy is dead, and has never run."""
+
+
+class TargetPart:
+    """This node as the target of one move. ``orders`` go to whoever has the copy's tasks."""
+
+    def __init__(
+        self, place: TargetPlace, node: PeerPart, namespaces: NodeNamespaces, orders: Channel
+    ) -> None:
+        self.place = place
+        self.node = node
+        self.orders = orders
+        self.live: asyncio.Future[WentLive] = asyncio.get_running_loop().create_future()
+        self._namespaces = namespaces
+        self._local = LocalTarget(namespaces.worker(Path(place.netns)), place.move)
+        self._attach: Attach | None = None
+        self._noted: _Noted | None = None
+
+    def attach_to(self, attach: Attach) -> None:
+        """Write down ahead what another process would have to know, from now on."""
+        self._attach = attach
+        self.node.attach_to(attach)
+
+    async def prepare(self) -> None:
+        """Raise the shield, and make the node ready."""
+        await self._local.prepare()
+        await self.node.prepare()
+
+    def collect(self, init_pid: int, pids: Iterable[int]) -> None:
+        """The copy is there and stands."""
+        self.place = TargetPlace(
+            self.place.move, self.place.source, self.place.netns, init_pid, tuple(pids)
+        )
+        self._local.collect(init_pid, self.place.pids)
+
+    async def establish(
+        self,
+        parts: Sequence[bytes],
+        connections: Sequence[Connection],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        """``parts`` are what ``connections`` were decoded from: that is written down as it came."""
+        if self._attach is not None:
+            self._attach(_PLACE, msgpack.packb(asdict(self.place)))
+            paths = {"addresses": dict(addresses), "via": plain.via_to_plain(via)}
+            self._attach(_PATHS, msgpack.packb(paths))
+            self._attach(_CONNECTIONS, b"".join(parts))
+        await self._local.establish(connections, addresses, via)
+
+    async def go_live(self) -> None:
+        """Let the copy run. Raises ``CopyDeadError``, ``DriverError``."""
+        answer = await self.orders.give(Order.RESUME)
+        if answer is Answer.DEAD:
+            raise CopyDeadError(f"the copy of {self.place.move} died before it ran")
+        if answer is not Answer.RUNNING:
+            if self._noted is not None:
+                await self._local.recall(*self._noted)
+            live = await self._local.go_live(())
+            await self.orders.give(Order.RUN)
+        else:
+            live = WentLive(0, ())
+        await self.node.finish()
+        if not self.live.done():
+            self.live.set_result(live)
+
+    async def deliver(self, lost: Sequence[Segment]) -> WentLive:
+        """Segments that were lost, once it is live."""
+        live = await asyncio.shield(self.live)
+        delivered = await self._local.deliver(lost)
+        return WentLive(live.delivered + delivered, live.remarks)
+
+    async def welcome(
+        self,
+        syns: Sequence[Segment],
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        """See ``Target``, once it is live."""
+        await asyncio.shield(self.live)
+        await self._local.welcome(syns, addresses, via)
+
+    async def undo(self) -> None:
+        """See that there is no copy. Its sockets are in repair mode, and end silently with it.
+
+        Raises ``DriverError``.
+        """
+        answer = await self.orders.give(Order.KILL)
+        if answer not in (Answer.DONE, Answer.DEAD):
+            raise DriverError(f"the copy of {self.place.move} was not killed: {answer.value}")
+        self.live.cancel()
+        await self.node.undo()
+
+    async def close(self) -> None:
+        """Close the duplicates of its sockets, and lift the shield."""
+        await all_of(self._local.close(), self.node.close())
+
+    @classmethod
+    def place_of(cls, attachments: Mapping[str, bytes]) -> TargetPlace | None:
+        """Where another process had the copy, if it came so far as to write it down."""
+        if _PLACE not in attachments:
+            return None
+        place = msgpack.unpackb(attachments[_PLACE])
+        return TargetPlace(**{**place, "pids": tuple(place["pids"])})
+
+    @classmethod
+    async def recall(
+        cls,
+        place: TargetPlace,
+        attachments: Mapping[str, bytes],
+        node: PeerPart,
+        namespaces: NodeNamespaces,
+        orders: Channel,
+    ) -> Self:
+        """Take over from another process. Raises ``MycoError``, ``OSError``.
+
+        A copy that is not there any more has no sockets; it can be undone only.
+        """
+        part = cls(place, node, namespaces, orders)
+        await part._local.prepare(is_shielded=True)
+        await node.prepare()
+        await node.recall(attachments)
+        part.collect(part.place.init_pid, part.place.pids)
+        if _CONNECTIONS in attachments:
+            part._noted = _read(attachments)
+        return part
+
+
+_Noted = tuple[Sequence[Connection], Mapping[str, str], Mapping[FourTuple, Endpoint]]
+
+
+def _read(attachments: Mapping[str, bytes]) -> _Noted:
+    data = attachments[_CONNECTIONS]
+    paths: dict[str, Any] = msgpack.unpackb(attachments[_PATHS])
+    return (
+        plain.ConnectionReader(most_bytes=len(data)).feed(data),
+        plain.addresses_from_plain(paths["addresses"]),
+        plain.via_from_plain(paths["via"]),
+    )
