@@ -6,15 +6,13 @@ descriptors, closed and shut down as CRIU restores them. Nothing else is pretend
 
 import asyncio
 import functools
-import os
-import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from handover_lab import Lab, family
 from tcp_lab import DEADLINE, receive_exactly, wait_until
 
 from mycoproxy.handover import (
@@ -27,7 +25,6 @@ from mycoproxy.handover import (
     until_finished,
 )
 from mycoproxy.handover.orphans import orphans
-from mycoproxy.kernel import pidfd_getfd
 from mycoproxy.tcp import repair
 from mycoproxy.tcp.abi import TcpConnectionState as State
 
@@ -35,114 +32,9 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
 PORT, OWN_PORT, OUTSIDE = 7000, 7001, 7002
 
-WORKLOAD = """
-import os, socket, struct, sys
-kept = []
-def place(sock, fd):
-    os.dup2(sock.fileno(), fd)
-    sock.close()
-def closed_as_criu_does(fd, family):
-    sock = socket.socket(family)
-    sock.bind(("", 0))
-    sock.listen()
-    sock.shutdown(socket.SHUT_RDWR)
-    place(sock, fd)
-for line in sys.stdin:
-    exec(line)
-    print("done", flush=True)
-"""
 
-
-class Workload:
-    """Pid 1 of a PID namespace, which does what it is told, line by line."""
-
-    def __init__(self, node: Any) -> None:
-        self.outer = node.call(
-            subprocess.Popen,
-            ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", WORKLOAD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.do("pass")
-        with open(f"/proc/{self.outer.pid}/task/{self.outer.pid}/children") as file:  # noqa: PTH123
-            self.init = int(file.read())
-
-    def do(self, *lines: str) -> None:
-        for line in lines:
-            self.outer.stdin.write(line + "\n")
-            self.outer.stdin.flush()
-            assert self.outer.stdout.readline() == "done\n", line
-
-    def listen(self, fd: int, address: str, port: int) -> None:
-        family = "AF_INET6" if ":" in address else "AF_INET"
-        self.do(
-            f"place(socket.create_server(({address!r}, {port}), family=socket.{family}, "
-            f"dualstack_ipv6={address == '::'}), {fd})"
-        )
-
-    def accept(self, listener: int, fd: int) -> None:
-        self.do(f"place(socket.socket(fileno=os.dup({listener})).accept()[0], {fd})")
-
-    def socket(self, fd: int) -> socket.socket:
-        """A duplicate of one of its sockets."""
-        pidfd = os.pidfd_open(self.init)
-        try:
-            return socket.socket(fileno=pidfd_getfd(pidfd, fd))
-        finally:
-            os.close(pidfd)
-
-    def stop(self) -> None:
-        os.kill(self.init, signal.SIGSTOP)
-        wait_until(lambda: self._status() == "T", "stopped")
-
-    def go_on(self) -> None:
-        os.kill(self.init, signal.SIGCONT)
-
-    def _status(self) -> str:
-        with open(f"/proc/{self.init}/stat") as file:  # noqa: PTH123
-            return file.read().rpartition(")")[2].split()[0]
-
-    def close(self) -> None:
-        """Kill it. May be called again."""
-        self.outer.kill()
-        self.outer.wait()
-        self.outer.stdin.close()
-        self.outer.stdout.close()
-
-
-class Lab:
-    """A client, and two places for the workload. Every address of the workload changes."""
-
-    def __init__(self, network: Any, version: int) -> None:
-        self.version = version
-        self.c, self.a, self.b = (network.node(name) for name in "cab")
-        self.to_a, self.to_b = network.link(self.c, self.a), network.link(self.c, self.b)
-        for link in (self.to_a, self.to_b):
-            link.right.set_route("default", gateway=link.left_v4)
-            link.right.set_route("::/0", gateway=link.left_v6)
-        # The client is where the workload's packets come from, by whichever link.
-        self.address = {
-            "a": self.to_a.address("right", version),
-            "b": self.to_b.address("right", version),
-            "c": self.to_a.address("left", version),
-        }
-        self.source, self.copy = Workload(self.a), Workload(self.b)
-        self.open: list[Any] = []
-
-    def keep(self, thing: Any) -> Any:
-        self.open.append(thing)
-        return thing
-
-    def dial(self, address: str, port: int) -> socket.socket:
-        sock: socket.socket = self.c.call(
-            functools.partial(socket.create_connection, (address, port), timeout=DEADLINE)
-        )
-        return self.keep(sock)  # type: ignore[no-any-return]
-
-    @property
-    def addresses(self) -> dict[str, str]:
-        return {self.to_a.right_v4: self.to_b.right_v4, self.to_a.right_v6: self.to_b.right_v6}
+class HandoverLab(Lab):
+    """With a handover in one process."""
 
     async def hand_over(self, *, fail: bool = False) -> Handover:
         source = LocalSource(self.a.worker, self.source.init, "test")
@@ -181,12 +73,6 @@ class Lab:
 
     after_collect: Callable[[], None] = staticmethod(lambda: None)
 
-    def close(self) -> None:
-        for one in self.open:
-            one.close()
-        self.source.close()
-        self.copy.close()
-
 
 def _ok() -> None:
     pass
@@ -197,20 +83,16 @@ def _failing() -> None:
 
 
 @pytest.fixture(params=[4, 6])
-def lab(network: Any, request: Any) -> Iterator[Lab]:
-    made = Lab(network, request.param)
+def lab(network: Any, request: Any) -> Iterator[HandoverLab]:
+    made = HandoverLab(network, request.param)
     try:
         yield made
     finally:
         made.close()
 
 
-def family(lab: Lab) -> str:
-    return "socket.AF_INET" if lab.version == 4 else "socket.AF_INET6"
-
-
 @pytest.mark.parametrize("fail", [False, True], ids=["moved", "rolled back"])
-def test_sockets_in_every_state_are_handed_over_or_given_back(lab: Lab, fail: bool) -> None:
+def test_sockets_in_every_state_are_handed_over_or_given_back(lab: HandoverLab, fail: bool) -> None:
     wild = "0.0.0.0" if lab.version == 4 else "::"
     lab.source.listen(10, wild, PORT)
     lab.copy.listen(10, wild, PORT)
@@ -325,7 +207,7 @@ def test_connections_of_the_workload_with_itself_move_as_pairs(
 
 
 @pytest.mark.parametrize("fail", [False, True], ids=["moved", "rolled back"])
-def test_a_connect_under_way_goes_on(lab: Lab, fail: bool) -> None:
+def test_a_connect_under_way_goes_on(lab: HandoverLab, fail: bool) -> None:
     outside = lab.keep(
         lab.c.call(
             functools.partial(
@@ -359,7 +241,7 @@ def test_a_connect_under_way_goes_on(lab: Lab, fail: bool) -> None:
         talk(accepted, sock)
 
 
-def test_what_the_workload_had_closed_is_delivered_from_the_source(lab: Lab) -> None:
+def test_what_the_workload_had_closed_is_delivered_from_the_source(lab: HandoverLab) -> None:
     """The whole answer and then close(2): no descriptor is left, most of it is still queued."""
     lab.source.listen(10, lab.address["a"], PORT)
     lab.copy.listen(10, lab.address["b"], PORT)
