@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from mycoproxy.errors import MycoError
+from mycoproxy.errors import MycoError, RefusedError
 from mycoproxy.namespaces import NamespaceWorker
 
 
@@ -39,6 +39,17 @@ class NodeNamespaces:
         if path not in self._workers:
             self._workers[path] = NamespaceWorker(path)
         return self._workers[path]
+
+    def pod(self, path: Path) -> NamespaceWorker:
+        """A thread in a workload's namespace. ``RefusedError`` if it is the node's own, or this
+        process's: a shield or a hold there would cut off the whole node. Raises ``OSError``."""
+        for own in (self._host_path, Path("/proc/self/ns/net")):
+            if own.stat().st_ino == path.stat().st_ino:
+                raise RefusedError(
+                    f"{path} is the network namespace of the node itself: only what has one of its "
+                    "own can be moved"
+                )
+        return self.worker(path)
 
     def forget(self, path: Path) -> None:
         """The namespace is of no use any more: end its thread."""

@@ -97,7 +97,7 @@ class SourcePart:
         self._target = target
         self._peers = tuple(peers)
         self._namespaces = namespaces
-        self._local = LocalSource(namespaces.worker(Path(place.netns)), place.init_pid, place.move)
+        self._local = LocalSource(namespaces.pod(Path(place.netns)), place.init_pid, place.move)
         self._leading = Leading(
             (home, *peers), addresses=place.addresses, nodes=Nodes(home.name, target.name)
         )

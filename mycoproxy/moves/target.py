@@ -47,7 +47,7 @@ class TargetPart:
         self.orders = orders
         self.live: asyncio.Future[WentLive] = asyncio.get_running_loop().create_future()
         self._namespaces = namespaces
-        self._local = LocalTarget(namespaces.worker(Path(place.netns)), place.move)
+        self._local = LocalTarget(namespaces.pod(Path(place.netns)), place.move)
         self._attach: Attach | None = None
         self._noted: _Noted | None = None
 

@@ -1,0 +1,90 @@
+"""Handovers between agents: all goes well, an agent is killed, links are cut, the copy dies."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents_lab import AgentsLab
+from handover_lab import family
+from tcp_lab import DEADLINE, receive_exactly
+
+from mycoproxy.moves.driver import Answer
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
+
+PORT = 7000
+
+
+@pytest.fixture(params=[4, 6])
+def lab(network: Any, request: Any, tmp_path: Path) -> Iterator[AgentsLab]:
+    made = AgentsLab(network, request.param, tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Clients:
+    """An accepted connection, and two that nobody has accepted."""
+
+    def __init__(self, lab: AgentsLab) -> None:
+        self.lab = lab
+        wild = "0.0.0.0" if lab.version == 4 else "::"
+        lab.source.listen(10, wild, PORT)
+        lab.copy.listen(10, wild, PORT)
+        self.accepted = lab.dial(lab.address["a"], PORT)
+        lab.source.accept(10, 20)
+        lab.copy.do(f"closed_as_criu_does(20, {family(lab)})")
+        self.accepted.sendall(b"open")
+        self.waiting = [lab.dial(lab.address["a"], PORT) for _ in range(2)]
+        self.waiting[1].sendall(b"first")
+
+    def assert_served(self) -> None:
+        """Every one of them, where the workload runs."""
+        place = self.lab.copy if self.lab.driven.copy_runs else self.lab.source
+        with place.socket(20) as sock:
+            assert receive_exactly(sock, 4) == b"open"
+            talk(self.accepted, sock)
+        with place.socket(10) as listener:
+            listener.settimeout(DEADLINE)
+            for client, said in zip(self.waiting, (b"", b"first"), strict=True):
+                with listener.accept()[0] as sock:
+                    sock.settimeout(DEADLINE)
+                    assert receive_exactly(sock, len(said)) == said
+                    talk(client, sock)
+
+
+def talk(one: socket.socket, other: socket.socket) -> None:
+    for sender, receiver in ((one, other), (other, one)):
+        sender.sendall(b"ping")
+        assert receive_exactly(receiver, 4) == b"ping"
+
+
+def test_agents_hand_over(lab: AgentsLab) -> None:
+    clients = Clients(lab)
+
+    async def scenario() -> None:
+        async with lab:
+            assert await lab.hand_over()
+            await lab.until_settled()
+
+    asyncio.run(scenario())
+    assert lab.driven.copy_runs
+    clients.assert_served()
+
+
+def test_a_copy_that_dies_gives_the_workload_back(lab: AgentsLab) -> None:
+    clients = Clients(lab)
+    lab.resume_answer = Answer.DEAD
+
+    async def scenario() -> None:
+        async with lab:
+            assert not await lab.hand_over()
+            await lab.until_settled()
+
+    asyncio.run(scenario())
+    assert lab.driven.source_goes_on
+    clients.assert_served()
