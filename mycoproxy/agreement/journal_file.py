@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgpack
 
 MAGIC: Final = b"mycJ"
-_HEADER: Final = Struct(">4sII")  # magic, bytes of the body, its CRC-32 (with the length)
+_HEADER: Final = Struct(">4sII")  # magic, bytes of the body, CRC-32 of length and body
 LARGEST_BODY: Final = 256 * 1024 * 1024
 
 
@@ -50,7 +50,8 @@ def decode(data: bytes) -> tuple[list[Frame], int]:
 
 
 def _checksum(body: bytes | memoryview) -> int:
-    return zlib.crc32(body, len(body))
+    # Zeros behind a torn magic must not be a frame: the checksum of no byte is not 0.
+    return zlib.crc32(body, len(body) ^ 0xFFFFFFFF)
 
 
 def _frame(data: bytes, at: int) -> tuple[Frame, int] | None:

@@ -39,8 +39,12 @@ SOURCE, TARGET, PEERS = "s", "t", ("p", "q")
 KEYS = Keys(b"c" * 32, b"a" * 32)
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """Something that must never be."""
+
+
+class RefusedError(ViolationError):
+    """An honest node said what it may not say."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class World:
             open_path = self.resumed is not None and peer not in self.resumed
             never(open_path and path == "target", "the source runs, a path leads to the target")
 
-    def act(self, node: str, action: Action, unreached: frozenset[str]) -> tuple["World", Outcome]:
+    def act(  # noqa: PLR0911
+        self, node: str, action: Action, unreached: frozenset[str]
+    ) -> tuple["World", Outcome]:
         """The same whether it is done for the first time or again."""
         done, path = Outcome.DONE, dict(self.paths).get(node)
         match node, action:
@@ -99,7 +105,7 @@ class World:
             case _, Action.FINISH:
                 never(path not in ("target", "final"), "a path becomes final that leads back")
                 return self._lead(node, "final"), done
-        raise Violation(f"{action} on {node}")
+        raise ViolationError(f"{action} on {node}")
 
     def _lead(self, node: str, path: str) -> "World":
         return replace(self, paths=tuple((p, path if p == node else at) for p, at in self.paths))
@@ -107,7 +113,7 @@ class World:
 
 def never(wrong: bool, what: str) -> None:
     if wrong:
-        raise Violation(what)
+        raise ViolationError(what)
 
 
 @dataclass(frozen=True)
@@ -178,12 +184,12 @@ class Model:
                 case Act():
                     assert machine.doing is effect.action
                 case Refuse(reason=reason):
-                    raise Violation(f"refused: {reason}")
+                    raise RefusedError(reason)
         yield "", at, sent
 
     def _write(self, at: Local, record: Record, sent: Any) -> Iterator[Any]:
-        step = coordinator.step if isinstance(at.machine, Coordinator) else participant.step
-        events = coordinator.Event if isinstance(at.machine, Coordinator) else participant.Event
+        machine: Any = coordinator if isinstance(at.machine, Coordinator) else participant
+        events = machine.Event
         there = replace(at, hard=(*at.journal, record), soft=())
         yield from self.crash(at, sent)
         yield from self.crash(there, sent)
@@ -193,7 +199,7 @@ class Model:
             ("journal", at, events.UNSURE),
             ("journal", there, events.UNSURE),
         ):
-            for more, end, out in self.run(after, step(at.machine, event), sent):
+            for more, end, out in self.run(after, machine.step(at.machine, event), sent):
                 if not (cost and more):  # two faults in one instant come apart elsewhere
                     yield cost or more, end, out
 
@@ -254,8 +260,8 @@ class Model:
                     end_index = self._intern(end, self.locals)
                     if end_index != at or mask:
                         found.append((cost, end_index, mask))
-            except Violation:
-                if not (message and isinstance(message[2], Inquiry)):
+            except RefusedError:
+                if not (message and message[0] in self.late):  # it may not know that one
                     raise
             self._reactions[key] = found
         return self._reactions[key]
@@ -360,7 +366,7 @@ class Model:
 
         A state is passed over if one with the same nodes and world was met that has all its
         messages, and no fewer faults left: whatever can follow from the one follows from the
-        other. Raises ``Violation`` with the way that led to one.
+        other. Raises ``ViolationError`` with the way that led to one.
         """
         came: dict[State, Any] = {}
         met: dict[Any, list[tuple[int, int]]] = {}
@@ -395,7 +401,7 @@ class Model:
                     for cost, label, after in self.successors(state):
                         meet(spent + cost, after, (state, label))
                 except Exception as error:
-                    raise Violation(f"{error}\n{self.story(came, state)}") from error
+                    raise ViolationError(f"{error}\n{self.story(came, state)}") from error
         return self.explored
 
     def story(self, came: dict[State, Any], state: State) -> str:

@@ -47,6 +47,7 @@ class Cluster:
         self.rng, self.directory = rng, directory
         self.names = ("s", "t", *peers)
         self.world = World(paths=tuple((peer, "new") for peer in peers))
+        self.severity = rng.choice((0.1, 0.3, 1.0))
         self.clock = 0.0
         self.wire: list[tuple[str, str, Message]] = []
         self.journals: dict[str, FailingJournal] = {}
@@ -136,11 +137,11 @@ class Cluster:
 
     def step(self) -> None:
         """Something happens."""
-        rng, what = self.rng, self.rng.random()
+        rng, what = self.rng, self.rng.random() * (0.85 + 0.15 * self.severity)
         if what < 0.45 and self.wire:
             self.deliver(rng.randrange(len(self.wire)), keep=rng.random() < 0.15)
         elif what < 0.65 and self.doing:
-            self.act(rng.choice(list(self.doing)), fails=rng.random() < 0.08)
+            self.act(rng.choice(list(self.doing)), fails=rng.random() < 0.08 * self.severity)
         elif what < 0.85:
             self.pass_time(rng.choice((0.1, 0.5, 2.0, 70.0 if rng.random() < 0.05 else 1.0)))
         elif what < 0.89:
