@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mycoproxy.check.criu import cache_directory
@@ -109,7 +109,14 @@ _PATHS = Image(
     module="netlab.paths.end",
 )
 
-_IMAGES = {image.name: image for image in (_REDIS, _PATHS)}
+_DATAGRAMS = replace(
+    _PATHS,
+    name="datagrams",
+    argv=("/usr/bin/python3", "-S", "-s", "-m", "netlab.datagram_end", "--port", "{port}"),
+    module="netlab.datagram_end",
+)
+
+_IMAGES = {image.name: image for image in (_REDIS, _PATHS, _DATAGRAMS)}
 
 
 def image(name: str) -> Image:

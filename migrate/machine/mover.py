@@ -25,6 +25,7 @@ from migrate.runtime.criu_rpc import (
     RequestType,
 )
 from migrate.runtime.gate import Gate
+from migrate.runtime.inet_images import FILES_IMAGE, with_addresses
 from migrate.runtime.runc import Job, Runc
 from migrate.runtime.stream import ImageStream
 from migrate.runtime.waiting import first_of
@@ -196,8 +197,12 @@ class Mover:
             record_commit=self._record_commit,
             record=self._record_handover,
         )
+        addresses = plan.address_map()
         images = self._images = ImageStream(
-            places.source_images, places.target_images, ground.channel
+            places.source_images,
+            places.target_images,
+            ground.channel,
+            rewrite={FILES_IMAGE: lambda image: with_addresses(image, addresses)},
         )
         self._stack.push_async_callback(images.close)
         await images.reserve(ground.reserve_bytes)

@@ -22,8 +22,10 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import msgpack
 
@@ -36,6 +38,8 @@ _CHUNK = 4 << 20  # bytes in a message
 _POLL = 0.0005  # seconds between two looks at a file that grows
 _RESERVED = "reserved"
 
+Rewrite = Callable[[bytes], bytes]
+
 
 class TransferError(MycoError):
     """A checkpoint did not arrive whole on the target node."""
@@ -45,15 +49,20 @@ class ImageStream:
     """Sends the images of ``source`` to ``target`` over ``channel`` (ours, theirs).
 
     ``reserve`` and ``start`` before the dump, ``finish`` after it, ``close`` in any case. One
-    stream for one checkpoint.
+    stream for one checkpoint. ``rewrite``: what small images are to be on the target, by name.
     """
 
     def __init__(
-        self, source: Path, target: Path, channel: tuple[socket.socket, socket.socket]
+        self,
+        source: Path,
+        target: Path,
+        channel: tuple[socket.socket, socket.socket],
+        *,
+        rewrite: Mapping[str, Rewrite] = MappingProxyType({}),
     ) -> None:
         self._channel = channel
         self._dumped = threading.Event()
-        self._sender = _Sender(source, channel[0], self._dumped)
+        self._sender = _Sender(source, channel[0], self._dumped, rewrite)
         self._receiver = _Receiver(target, channel[1])
         self._reserving: list[asyncio.Future[None]] = []
         self._running: list[asyncio.Future[None]] = []
@@ -100,10 +109,17 @@ class ImageStream:
 
 
 class _Sender:
-    def __init__(self, directory: Path, sock: socket.socket, dumped: threading.Event) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        sock: socket.socket,
+        dumped: threading.Event,
+        rewrite: Mapping[str, Rewrite],
+    ) -> None:
         self._directory = directory
         self._sock = sock
         self._dumped = dumped
+        self._rewrite = rewrite
         self.sent = 0
 
     def run(self) -> None:
@@ -140,6 +156,8 @@ class _Sender:
         for path in sorted(self._directory.glob("*.img")):
             if path.name not in growing:
                 body = path.read_bytes()
+                if path.name in self._rewrite:
+                    body = self._rewrite[path.name](body)
                 self._send_header(path.name, len(body))
                 self._sock.sendall(body)
                 self.sent += len(body)
