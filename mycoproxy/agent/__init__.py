@@ -1,1 +1,1 @@
-"""The per-node daemon: configuration, control API, metrics, logs, and what it does for the moves."""
+"""The per-node daemon: configuration, control API, metrics, logs, and its part in the moves."""
