@@ -21,7 +21,11 @@ _SOCK_DIAG_BY_FAMILY = 20  # include/uapi/linux/sock_diag.h
 _NLMSG_ERROR = 2
 _NLM_F_REQUEST = 1
 _NO_COOKIE = 0xFFFFFFFF  # INET_DIAG_NOCOOKIE, include/uapi/linux/inet_diag.h
-_TCP_LISTEN = 10  # include/net/tcp_states.h
+
+# include/net/tcp_states.h
+TCP_SYN_SENT = 2
+TCP_TIME_WAIT = 6
+_TCP_LISTEN = 10
 
 _HEADER = struct.Struct("=IHHII")
 # struct inet_diag_req_v2: family, protocol, extensions, pad, states; then struct inet_diag_sockid:

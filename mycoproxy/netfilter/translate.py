@@ -16,10 +16,23 @@ the answers unless its route to the *old* address leads out where they come in.
 
 A translated connection may move again: ``compose`` keeps one entry for each, from what was dialled
 to where it is now, and none once it is back.
+
+A translation must not outlive its connection: the address that was dialled may be another
+workload's by then. ``lifetimes`` removes it soon after. Until then, whatever a program asks for:
+
+* A connection that begins under the same name ends the translation at once, in the kernel: its SYN
+  takes the name out of ``live``, and goes where it is sent. (A local port may be used again as soon
+  as its socket is gone, by a program that binds it; even earlier with tcp_tw_reuse.)
+* A connection to the new address itself that would look the same on the wire is refused at once
+  (ECONNREFUSED, as by nobody who listens). The kernel's own choice avoids it: ``reserved_ports``.
+
+Where only packets are forwarded a SYN proves nothing, since anybody may send one: there neither is
+done.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import errno
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter.abi import PRIORITY_AFTER_CONNTRACK, PRIORITY_RAW
@@ -32,10 +45,18 @@ from mycoproxy.netfilter.elements import (
     read_address,
     read_pair,
 )
+from mycoproxy.netfilter.nfnetlink import NetfilterError
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.reserved_ports import release_ports, reserve_ports
+from mycoproxy.sockdiag import TCP_SYN_SENT, SocketLookup
 
 TABLE = "mycoproxy-moved"
+
+# A SYN may be sent again for 127 s (tcp_syn_retries = 6): so long a connection may be opening.
+_OPENING_SECONDS = 150
+# A translation is found, and ended by a SYN before it is changed: then all is looked at anew.
+_ATTEMPTS = 8
+_RACES = (errno.ENOENT, errno.EEXIST, errno.EBUSY)
 
 _RULESET = """\
 table inet {table} {{
@@ -43,13 +64,38 @@ table inet {table} {{
     map moved6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : ipv6_addr; }}
     map dialled4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : ipv4_addr; }}
     map dialled6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : ipv6_addr; }}
+    set live4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
+    set live6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
+    set wire4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
+    set wire6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
+    set opening4 {{
+        type ipv4_addr . inet_service . ipv4_addr . inet_service
+        timeout {opening}s
+    }}
+    set opening6 {{
+        type ipv6_addr . inet_service . ipv6_addr . inet_service
+        timeout {opening}s
+    }}
     set reserved {{ type inet_service; }}
+    chain begin4 {{
+        {pair4} @opening4 return
+        delete @live4 {{ {pair4} }}
+        {pair4} @wire4 reject with icmp port-unreachable
+    }}
+    chain begin6 {{
+        {pair6} @opening6 return
+        delete @live6 {{ {pair6} }}
+        {pair6} @wire6 reject with icmpv6 port-unreachable
+    }}
     chain out {{
-        ip daddr set ip saddr . tcp sport . ip daddr . tcp dport map @moved4
-        ip6 daddr set ip6 saddr . tcp sport . ip6 daddr . tcp dport map @moved6
+        {pair4} @live4 ip daddr set {pair4} map @moved4
+        {pair6} @live6 ip6 daddr set {pair6} map @moved6
     }}
     chain output {{
         type route hook output priority {after}; policy accept;
+        tcp flags & (fin | syn | rst | ack) == syn meta nfproto vmap {{
+            ipv4 : jump begin4, ipv6 : jump begin6
+        }}
         meta l4proto tcp jump out
     }}
     chain forwarded {{
@@ -61,8 +107,8 @@ table inet {table} {{
         meta l4proto tcp jump in
     }}
     chain in {{
-        ip saddr set ip saddr . tcp sport . ip daddr . tcp dport map @dialled4
-        ip6 saddr set ip6 saddr . tcp sport . ip6 daddr . tcp dport map @dialled6
+        ip saddr set {pair4} map @dialled4
+        ip6 saddr set {pair6} map @dialled6
     }}
 }}
 """
@@ -94,10 +140,7 @@ def compose(current: Translations, moves: Iterable[Move]) -> dict[FourTuple, str
     the address that was dialled needs no translation any more.
     """
     after = dict(current)
-    dialled_by_now = {
-        FourTuple(Endpoint(now, dialled.local.port), dialled.remote): dialled
-        for dialled, now in current.items()
-    }
+    dialled_by_now = {present_name(dialled, now): dialled for dialled, now in current.items()}
     for move in moves:
         name = FourTuple(on_the_wire(move.connection.local), on_the_wire(move.connection.remote))
         new = on_the_wire(Endpoint(move.new_address, name.local.port))
@@ -125,7 +168,14 @@ class Translate:
         """
         if not self._nft.has_table(TABLE):
             self._nft.run(
-                _RULESET.format(table=TABLE, raw=PRIORITY_RAW, after=PRIORITY_AFTER_CONNTRACK)
+                _RULESET.format(
+                    table=TABLE,
+                    raw=PRIORITY_RAW,
+                    after=PRIORITY_AFTER_CONNTRACK,
+                    opening=_OPENING_SECONDS,
+                    pair4="ip saddr . tcp sport . ip daddr . tcp dport",
+                    pair6="ip6 saddr . tcp sport . ip6 daddr . tcp dport",
+                )
             )
 
     def list(self) -> dict[FourTuple, str]:
@@ -145,42 +195,84 @@ class Translate:
         Undone by adding each move ``reversed()``. Raises ``NetfilterError``; then nothing changed.
         """
         self.install()
-        before = self.list()
-        self._change(before, compose(before, moves))
+        wanted = list(moves)
+        self._change(lambda before: compose(before, wanted))
 
     def remove(self, connections: Iterable[FourTuple]) -> None:
-        """Forget connections that have ended, by the name they have now or were dialled with."""
-        before = self.list()
+        """Forget connections that have ended, by the name they have now or were dialled with.
+
+        Raises ``NetfilterError``.
+        """
         gone = {FourTuple(on_the_wire(one.local), on_the_wire(one.remote)) for one in connections}
-        after = {
+        self._change(
+            lambda before: {
+                dialled: now
+                for dialled, now in before.items()
+                if dialled not in gone and present_name(dialled, now) not in gone
+            }
+        )
+
+    def tidy(self) -> int:
+        """Remove translations that a SYN has ended. Returns how many there were.
+
+        Raises ``NetfilterError``.
+        """
+        if not self._nft.has_table(TABLE):
+            return 0
+        current = self.list()
+        live = {key for name in _LIVE for key, _ in self._nft.elements(TABLE, name)}
+        ended = {
             dialled: now
-            for dialled, now in before.items()
-            if dialled not in gone
-            and FourTuple(Endpoint(now, dialled.local.port), dialled.remote) not in gone
+            for dialled, now in current.items()
+            if pair_key(dialled.remote, dialled.local) not in live
         }
-        self._change(before, after)
+        parts = _elements_of(ended).values()
+        unneeded = self._reserved() - {one.remote.port for one in current.keys() - ended.keys()}
+        self._nft.change(
+            TABLE,
+            [
+                *(one.change(delete=True) for one in parts if one.set_name not in _LIVE),
+                *_port_changes(unneeded, delete=True),
+            ],
+        )
+        release_ports(unneeded)
+        return len(ended)
 
     def clear(self) -> None:
         """Translate nothing any more, and remove the table. May be called again."""
         if self._nft.has_table(TABLE):
-            self._change(self.list(), {})
+            self._change(lambda _: {})
+            self.tidy()
             self._nft.delete_table(TABLE)
 
-    def _change(self, before: Translations, after: Translations) -> None:
+    def _change(self, change: Callable[[Translations], Translations]) -> None:
+        for left in reversed(range(_ATTEMPTS)):
+            before = self.list()
+            try:
+                self._replace(before, change(before))
+            except NetfilterError as error:
+                if error.errno not in _RACES or not left:
+                    raise
+                self.tidy()
+            else:
+                return
+
+    def _replace(self, before: Translations, after: Translations) -> None:
         gone = {key: now for key, now in before.items() if after.get(key) != now}
         come = {key: now for key, now in after.items() if before.get(key) != now}
         if not gone and not come:
             return
         # A port is reserved before it could clash, and given back only when it no longer can.
-        ours = {int.from_bytes(key, "big") for key, _ in self._nft.elements(TABLE, "reserved")}
+        ours = self._reserved()
         wanted = {dialled.remote.port for dialled in after}
         taken = reserve_ports(wanted - ours)
         try:
             self._nft.change(
                 TABLE,
                 [
-                    *_map_changes(gone, delete=True),
-                    *_map_changes(come, delete=False),
+                    *(elements.change(delete=True) for elements in _elements_of(gone).values()),
+                    *(elements.change(delete=False) for elements in _elements_of(come).values()),
+                    *_opening_changes(come),
                     *_port_changes(ours - wanted, delete=True),
                     *_port_changes(taken, delete=False),
                 ],
@@ -190,26 +282,63 @@ class Translate:
             raise
         release_ports(ours - wanted)
 
+    def _reserved(self) -> set[int]:
+        return {int.from_bytes(key, "big") for key, _ in self._nft.elements(TABLE, "reserved")}
+
+
+def present_name(dialled: FourTuple, now: str) -> FourTuple:
+    """What a translated connection is called now, at its workload."""
+    return FourTuple(Endpoint(now, dialled.local.port), dialled.remote)
+
 
 def _port_changes(ports: Iterable[int], *, delete: bool) -> Sequence[SetChange]:
     keys = [port_key(port) for port in sorted(ports)]
     return [SetChange("reserved", keys, delete=delete)] if keys else []
 
 
-def _map_changes(translations: Translations, *, delete: bool) -> Sequence[SetChange]:
-    keys: dict[str, list[bytes]] = {}
-    data: dict[str, list[bytes]] = {}
+_LIVE = ("live4", "live6")  # what the kernel itself deletes from
+
+
+@dataclass
+class _Elements:
+    """Elements of one set."""
+
+    set_name: str
+    keys: list[bytes] = field(default_factory=list)
+    data: list[bytes] = field(default_factory=list)
+
+    def change(self, *, delete: bool) -> SetChange:
+        return SetChange(self.set_name, self.keys, self.data, delete=delete)
+
+
+def _elements_of(translations: Translations) -> dict[str, _Elements]:
+    """What stands for these translations in each set."""
+    found: dict[str, _Elements] = {}
     for dialled, now in translations.items():
         current = Endpoint(now, dialled.local.port)
         version = 6 if ":" in now else 4
+        outward = pair_key(dialled.remote, dialled.local)
         for name, key, value in (
-            (f"moved{version}", pair_key(dialled.remote, dialled.local), packed(now)),
-            (
-                f"dialled{version}",
-                pair_key(current, dialled.remote),
-                packed(dialled.local.address),
-            ),
+            (f"moved{version}", outward, packed(now)),
+            (f"live{version}", outward, None),
+            (f"dialled{version}", pair_key(current, dialled.remote), packed(dialled.local.address)),
+            (f"wire{version}", pair_key(dialled.remote, current), None),
         ):
-            keys.setdefault(name, []).append(key)
-            data.setdefault(name, []).append(value)
-    return [SetChange(name, keys[name], data[name], delete=delete) for name in keys]
+            elements = found.setdefault(name, _Elements(name))
+            elements.keys.append(key)
+            if value is not None:
+                elements.data.append(value)
+    return found
+
+
+def _opening_changes(come: Translations) -> Sequence[SetChange]:
+    """Let the SYNs pass of those that have no connection yet: they are sent again."""
+    keys: dict[str, list[bytes]] = {}
+    if come:
+        with SocketLookup() as sockets:
+            for dialled in come:
+                found = sockets.find(FourTuple(local=dialled.remote, remote=dialled.local))
+                if found is None or found.state == TCP_SYN_SENT:
+                    name = f"opening{dialled.remote.version}"
+                    keys.setdefault(name, []).append(pair_key(dialled.remote, dialled.local))
+    return [SetChange(name, keys[name]) for name in keys]
