@@ -40,7 +40,7 @@ def with_addresses(image: bytes, addresses: Mapping[str, str]) -> bytes:
     """
     if not image.startswith(_MAGIC):
         raise RpcError(f"no {FILES_IMAGE} of CRIU: it begins with {image[:8].hex()}")
-    words = {}
+    words: dict[Words, Words] = {}
     for old, new in addresses.items():
         words.update(_words(old, new))
     out = bytearray(_MAGIC)

@@ -5,6 +5,7 @@ would walk every bucket of the table, which is one for all network namespaces of
 """
 
 import errno
+import socket
 import struct
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -54,7 +55,11 @@ class Conntrack:
         self.close()
 
     def find(
-        self, connections: Iterable[FourTuple], *, zone: int = 0
+        self,
+        connections: Iterable[FourTuple],
+        *,
+        zone: int = 0,
+        protocol: int = socket.IPPROTO_TCP,
     ) -> dict[FourTuple, ConntrackEntry]:
         """The entries of these connections, by the names that were asked for.
 
@@ -63,7 +68,7 @@ class Conntrack:
         """
         asked = list(connections)
         tuples = [wire_direction(one.local, one.remote) for one in asked]
-        entries = self._get(abi.CTA_TUPLE_REPLY, tuples, zone)
+        entries = self._get(abi.CTA_TUPLE_REPLY, tuples, zone, protocol)
         return {
             name: entry
             for name, direction, entry in zip(asked, tuples, entries, strict=True)
@@ -74,11 +79,11 @@ class Conntrack:
 
     def get(self, orig: Direction, *, zone: int = 0) -> ConntrackEntry | None:
         """The entry with this original tuple, ``None`` if there is none."""
-        (entry,) = self._get(abi.CTA_TUPLE_ORIG, [orig], zone)
+        (entry,) = self._get(abi.CTA_TUPLE_ORIG, [orig], zone, socket.IPPROTO_TCP)
         return entry if entry is not None and entry.orig == orig else None
 
     def _get(
-        self, kind: int, tuples: Sequence[Direction], zone: int
+        self, kind: int, tuples: Sequence[Direction], zone: int, protocol: int
     ) -> list[ConntrackEntry | None]:
         answers = self._netlink.exchange(
             [
@@ -86,7 +91,7 @@ class Conntrack:
                     abi.NFNL_SUBSYS_CTNETLINK,
                     abi.IPCTNL_MSG_CT_GET,
                     _family(direction),
-                    encode_tuple(kind, direction) + encode_zone(zone),
+                    encode_tuple(kind, direction, protocol) + encode_zone(zone),
                 )
                 for direction in tuples
             ]
@@ -95,7 +100,7 @@ class Conntrack:
             if answer.errno not in (0, errno.ENOENT):
                 raise NetfilterError("cannot read the conntrack table", answer.errno)
         return [
-            decode_entry(answer.attributes) if answer.attributes is not None else None
+            decode_entry(answer.attributes, protocol) if answer.attributes is not None else None
             for answer in answers
         ]
 
@@ -124,6 +129,21 @@ class Conntrack:
             for entry in unique.values()
             if entry.zone == zone and (workload is None or entry.reply.source == workload)
         ]
+
+    def dump_datagrams(self, *, version: int, zone: int = 0) -> list[ConntrackEntry]:
+        """All UDP entries of a family (4 or 6) and zone. No others are copied out of the kernel."""
+        unspecified = Endpoint("0.0.0.0" if version == 4 else "::", 0)
+        shape = encode_tuple(
+            abi.CTA_TUPLE_REPLY, Direction(unspecified, unspecified), socket.IPPROTO_UDP
+        )
+        attributes = encode_zone(zone) + shape + _compared(abi.CTA_FILTER_F_CTA_PROTO_NUM)
+        family = abi.NFPROTO_IPV4 if version == 4 else abi.NFPROTO_IPV6
+        payloads = self._netlink.dump(
+            Request(abi.NFNL_SUBSYS_CTNETLINK, abi.IPCTNL_MSG_CT_GET, family, attributes)
+        )
+        entries = (decode_entry(payload, socket.IPPROTO_UDP) for payload in payloads)
+        unique = {entry.orig: entry for entry in entries if entry is not None}
+        return [entry for entry in unique.values() if entry.zone == zone]
 
     def insert(self, entries: Sequence[ConntrackEntry]) -> list[int]:
         """Insert entries; the result has an errno for each (0: inserted, EEXIST: its tuple is
@@ -181,6 +201,9 @@ def _filter(workload: Endpoint) -> bytes:
         flags |= abi.CTA_FILTER_F_CTA_IP_SRC
     # Only the fields that the flags name are compared: the other end may be anything.
     shape = encode_tuple(abi.CTA_TUPLE_REPLY, Direction(workload, workload))
-    return shape + nested(
-        abi.CTA_FILTER, attribute(abi.CTA_FILTER_REPLY_FLAGS, struct.pack("=I", flags))
-    )
+    return shape + _compared(flags)
+
+
+def _compared(flags: int) -> bytes:
+    """Which fields of the reply tuple a dump compares (CTA_FILTER_F_CTA_*)."""
+    return nested(abi.CTA_FILTER, attribute(abi.CTA_FILTER_REPLY_FLAGS, struct.pack("=I", flags)))

@@ -21,11 +21,14 @@ _PORT = struct.Struct(">Hxx")
 
 # A tuple has a fixed layout, and it is what a rebind encodes four times for each connection. So
 # everything but addresses and ports is made once.
-_PROTO_AND_SOURCE_PORT = (
-    attribute_header(abi.CTA_TUPLE_PROTO | abi.NLA_F_NESTED, 24)
-    + attribute(abi.CTA_PROTO_NUM, bytes([socket.IPPROTO_TCP]))
-    + attribute_header(abi.CTA_PROTO_SRC_PORT, 2)
-)
+_PROTO_AND_SOURCE_PORT = {
+    protocol: (
+        attribute_header(abi.CTA_TUPLE_PROTO | abi.NLA_F_NESTED, 24)
+        + attribute(abi.CTA_PROTO_NUM, bytes([protocol]))
+        + attribute_header(abi.CTA_PROTO_SRC_PORT, 2)
+    )
+    for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+}
 _DESTINATION_PORT = attribute_header(abi.CTA_PROTO_DST_PORT, 2)
 _ADDRESSES = {
     size: (
@@ -76,7 +79,10 @@ class TcpTracking:
 
 @dataclass(frozen=True)
 class ConntrackEntry:
-    """A TCP connection in the kernel's connection tracking. ``timeout`` is in seconds."""
+    """A connection in the kernel's connection tracking, or a flow of datagrams.
+
+    ``timeout`` is in seconds, ``protocol`` IPPROTO_TCP or IPPROTO_UDP.
+    """
 
     orig: Direction
     reply: Direction
@@ -86,6 +92,7 @@ class ConntrackEntry:
     mark: int = 0
     zone: int = 0
     labels: bytes = b""
+    protocol: int = socket.IPPROTO_TCP
 
     @property
     def family(self) -> int:
@@ -108,8 +115,8 @@ def wire_direction(source: Endpoint, destination: Endpoint) -> Direction:
     return Direction(on_the_wire(source), on_the_wire(destination))
 
 
-def encode_tuple(kind: int, direction: Direction) -> bytes:
-    """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY of a TCP connection."""
+def encode_tuple(kind: int, direction: Direction, protocol: int = socket.IPPROTO_TCP) -> bytes:
+    """CTA_TUPLE_ORIG or CTA_TUPLE_REPLY."""
     (source, source_port), (destination, destination_port) = direction
     from_address, to_address = packed(source), packed(destination)
     before, between = _ADDRESSES[len(from_address)]
@@ -120,7 +127,7 @@ def encode_tuple(kind: int, direction: Direction) -> bytes:
             from_address,
             between,
             to_address,
-            _PROTO_AND_SOURCE_PORT,
+            _PROTO_AND_SOURCE_PORT[protocol],
             _PORT.pack(source_port),
             _DESTINATION_PORT,
             _PORT.pack(destination_port),
@@ -135,7 +142,7 @@ def encode_zone(zone: int) -> bytes:
 
 def encode_name(entry: ConntrackEntry) -> bytes:
     """What names an entry: original tuple and zone."""
-    return encode_tuple(abi.CTA_TUPLE_ORIG, entry.orig) + encode_zone(entry.zone)
+    return encode_tuple(abi.CTA_TUPLE_ORIG, entry.orig, entry.protocol) + encode_zone(entry.zone)
 
 
 def encode_entry(entry: ConntrackEntry) -> bytes:
@@ -147,7 +154,7 @@ def encode_entry(entry: ConntrackEntry) -> bytes:
     """
     parts = [
         encode_name(entry),
-        encode_tuple(abi.CTA_TUPLE_REPLY, entry.orig.reversed()),
+        encode_tuple(abi.CTA_TUPLE_REPLY, entry.orig.reversed(), entry.protocol),
         _encode_number(abi.CTA_STATUS, entry.status),
         _encode_number(abi.CTA_TIMEOUT, entry.timeout),
     ]
@@ -165,11 +172,11 @@ def encode_entry(entry: ConntrackEntry) -> bytes:
     return b"".join(parts)
 
 
-def decode_entry(payload: bytes) -> ConntrackEntry | None:
-    """The entry in one ctnetlink message, ``None`` if it is not TCP."""
+def decode_entry(payload: bytes, protocol: int = socket.IPPROTO_TCP) -> ConntrackEntry | None:
+    """The entry in one ctnetlink message, ``None`` if it is of another protocol."""
     fields = parse(payload)
-    orig = _decode_tuple(fields[abi.CTA_TUPLE_ORIG])
-    reply = _decode_tuple(fields[abi.CTA_TUPLE_REPLY])
+    orig = _decode_tuple(fields[abi.CTA_TUPLE_ORIG], protocol)
+    reply = _decode_tuple(fields[abi.CTA_TUPLE_REPLY], protocol)
     if orig is None or reply is None:
         return None
     return ConntrackEntry(
@@ -181,6 +188,7 @@ def decode_entry(payload: bytes) -> ConntrackEntry | None:
         mark=_number(fields.get(abi.CTA_MARK)),
         zone=_number(fields.get(abi.CTA_ZONE)),
         labels=fields.get(abi.CTA_LABELS, b"").rstrip(b"\0") and fields[abi.CTA_LABELS],
+        protocol=protocol,
     )
 
 
@@ -255,18 +263,18 @@ def _decode_tcp(protoinfo: bytes) -> TcpTracking | None:
     )
 
 
-def _decode_tuple(payload: bytes) -> Direction | None:
+def _decode_tuple(payload: bytes, protocol: int) -> Direction | None:
     size = _ADDRESS_SIZES.get(len(payload))
     if size is None:  # a zone of its own for each direction, or an attribute not known here
-        return _decode_any_tuple(payload)
+        return _decode_any_tuple(payload, protocol)
     before, between = _ADDRESSES[size]
     first, second, ports = 8, 8 + size + 4, 8 + size + 4 + size
     if (
         payload[:first] != before
         or payload[first + size : second] != between
-        or payload[ports : ports + 16] != _PROTO_AND_SOURCE_PORT
+        or payload[ports : ports + 16] != _PROTO_AND_SOURCE_PORT[protocol]
     ):
-        return _decode_any_tuple(payload)
+        return _decode_any_tuple(payload, protocol)
     return Direction(
         Endpoint(
             read_address(payload[first : first + size]),
@@ -279,10 +287,10 @@ def _decode_tuple(payload: bytes) -> Direction | None:
     )
 
 
-def _decode_any_tuple(payload: bytes) -> Direction | None:
+def _decode_any_tuple(payload: bytes, protocol: int) -> Direction | None:
     fields = parse(payload)
     ports = parse(fields[abi.CTA_TUPLE_PROTO])
-    if ports[abi.CTA_PROTO_NUM][0] != socket.IPPROTO_TCP:
+    if ports[abi.CTA_PROTO_NUM][0] != protocol:
         return None
     addresses = parse(fields[abi.CTA_TUPLE_IP])
     source = addresses.get(abi.CTA_IP_V4_SRC) or addresses[abi.CTA_IP_V6_SRC]
