@@ -8,7 +8,7 @@ has its shield up, as a target has before a move and a source after it.
 import itertools
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -28,6 +28,7 @@ PORT: Final = 7000
 BACKLOG: Final = 256
 CLIENT_PORTS: Final = range(10_000, 60_000)
 
+_TCP_RTO_MIN_US: Final = 45  # include/uapi/linux/tcp.h, Linux 6.15
 _WIRE: Final = "wire"
 _WHOLE: Final = {4: 32, 6: 128}
 
@@ -153,6 +154,12 @@ class Course:
         """See `Place`; for connections that are opened, or moved, from now on."""
         for place in (self.client, self.here.place, self.there.place):
             place.notice_losses_after(milliseconds)
+        for site in (self.here, self.there):
+            for listener in site.listeners.values():
+                with suppress(OSError):  # what is accepted has it of the listener
+                    listener.sock.setsockopt(
+                        socket.IPPROTO_TCP, _TCP_RTO_MIN_US, milliseconds * 1000
+                    )
 
     def close(self) -> None:
         """Take everything down."""

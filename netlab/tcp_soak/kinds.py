@@ -2,7 +2,7 @@
 
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,11 +31,13 @@ KINDS: Final[Mapping[str, Kind]] = {
 }
 
 
-def dial(course: Course, version: int) -> End:
-    """Begin to connect to the server; the client's end."""
-    client = course.client_socket(version)
-    client.connect_ex((SERVER[version], PORT))
-    return End(client)
+def dial(course: Course, version: int, prepare: Callable[[End], None] | None = None) -> End:
+    """Begin to connect to the server; the client's end, which ``prepare`` is given before."""
+    client = End(course.client_socket(version))
+    if prepare is not None:
+        prepare(client)
+    client.sock.connect_ex((SERVER[version], PORT))
+    return client
 
 
 def wait_connected(client: End) -> None:

@@ -12,6 +12,12 @@ Two things do not move, and are stepped around:
   of it is counted apart.
 * A handshake whose SYN-ACK is lost once more right after the move: nobody repeats it. So while a
   client is connecting, moves happen over a good wire.
+
+A move begins the timeouts of what it moves anew. A connection that waits for one, because a segment
+was lost, might never get there if the next move is always sooner; so there is none while one that
+has had its moves is long about its end. ``longest_ending`` says how long: a few seconds, as without
+moves. The peer does not move, and doubles its timeouts while its segments or their answers are
+lost; one that stands at 2 s when its window opens, and loses one segment more, takes 6.
 """
 
 import errno
@@ -38,6 +44,7 @@ _ANSWERED: Final = 0.005  # seconds: an announced handshake is, over a good wire
 _PAUSE: Final = 0.0005  # seconds between two looks at everything
 _LONGEST_TRAFFIC: Final = 0.02
 _TIME_WAIT: Final = 1.0
+_LONG: Final = 2.0  # seconds from the last move of a connection to its end
 #: Seconds. A window whose opening was lost is asked for at longer and longer intervals.
 _TO_THE_END: Final = 90.0
 _UNACCEPTED = "unaccepted"
@@ -47,7 +54,8 @@ _RESETS = frozenset({errno.ECONNRESET, errno.EPIPE})
 @dataclass
 class Result:
     """What came of a soak. ``resets``: connections that were reset; ``failures``: connections that
-    were, or came to a stop, or had an error or a wrong byte; a move that failed is one too."""
+    were, or came to a stop, or had an error or a wrong byte; a move that failed is one too.
+    ``longest_ending``: seconds from the last of a connection's moves to its end, at most."""
 
     seed: int
     moves: int = 0
@@ -59,6 +67,7 @@ class Result:
     connections: int = 0
     segments_delivered: int = 0
     left_in_time_wait: int = 0
+    longest_ending: float = 0.0
     moves_by_state: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
 
@@ -149,6 +158,9 @@ class Soak:
         del self._lives[life.port]
         life.close()
         wrong = life.there.wrong + life.back.wrong
+        if (begun := self._begun.get(life.port)) is not None:
+            taken = round(time.monotonic() - begun, 3)
+            self.result.longest_ending = max(self.result.longest_ending, taken)
         self.result.bytes_checked += life.there.received + life.back.received
         self.result.bytes_wrong += wrong
         if wrong and complaint is None:
@@ -162,6 +174,7 @@ class Soak:
         self._progress(f"FAILED: {message}")
 
     def _move(self) -> None:
+        self._let_the_slow_end()
         self._let_clients_hear_of_the_end()
         lives = list(self._lives.values())
         accepted = [life for life in lives if life.server is not None]
@@ -189,6 +202,13 @@ class Soak:
             self._course.impair(BAD)
         if before // 500 != result.moves // 500:
             self._progress(f"{result.moves} moves, {result.connections} connections")
+
+    def _let_the_slow_end(self) -> None:
+        while any(
+            life.is_ending and time.monotonic() > self._begun[life.port] + _LONG
+            for life in self._lives.values()
+        ):
+            self._traffic(_PAUSE)
 
     def _let_clients_hear_of_the_end(self) -> None:
         end = time.monotonic() + _TIME_WAIT
