@@ -12,7 +12,10 @@ from migrate.machine.plan import MovePlan, PeerNode
 from migrate.runtime.cgroup import Cgroup
 from migrate.runtime.channel import connect
 from mycoproxy.check.criu import CriuBinary
-from mycoproxy.handover import LocalNode, LocalPeer, LocalSource, LocalTarget
+from mycoproxy.handover import LocalNode, LocalPeer, LocalSource, LocalTarget, Nodes
+from mycoproxy.handover.datagram_ends import LocalDatagramSource, LocalDatagramTarget
+from mycoproxy.handover.datagram_peer import LocalDatagramPeer
+from mycoproxy.handover.datagrams_here import LocalDatagrams
 from mycoproxy.namespaces import NamespaceWorker
 
 # The pages of a dump, by the memory that was resident before it; the tasks go on meanwhile.
@@ -34,12 +37,13 @@ class Ground:
     source: LocalSource
     target: LocalTarget
     peers: tuple[LocalNode, ...]
+    datagrams: LocalDatagrams
     channel: tuple[socket.socket, socket.socket]
 
     @property
-    def parts(self) -> tuple[LocalNode | LocalSource | LocalTarget, ...]:
+    def parts(self) -> tuple[LocalNode | LocalSource | LocalTarget | LocalDatagrams, ...]:
         """All that has to be prepared, and closed in the end."""
-        return *self.peers, self.source, self.target
+        return *self.peers, self.source, self.target, self.datagrams
 
     @property
     def reserve_bytes(self) -> int:
@@ -78,6 +82,13 @@ async def inspect(plan: MovePlan, stack: AsyncExitStack) -> Ground:
         source=LocalSource(source_pod, container.pid, plan.move_id),
         target=LocalTarget(target_pod, plan.move_id),
         peers=tuple(_peer(peer, plan.move_id, worker) for peer in plan.peers),
+        datagrams=LocalDatagrams(
+            LocalDatagramSource(source_pod, container.pid),
+            LocalDatagramTarget(target_pod),
+            [_datagram_peer(peer, worker) for peer in plan.peers],
+            addresses=plan.address_map(),
+            nodes=Nodes(plan.source.node, plan.target.node),
+        ),
         channel=channel,
     )
 
@@ -86,3 +97,8 @@ def _peer(node: PeerNode, move_id: str, worker: Callable[[Path], NamespaceWorker
     host = LocalPeer(node.name, worker(node.netns), move_id, behind=node.behind)
     pods = [LocalPeer(node.name, worker(netns), move_id) for netns in node.pods]
     return LocalNode(host, pods)
+
+
+def _datagram_peer(node: PeerNode, worker: Callable[[Path], NamespaceWorker]) -> LocalDatagramPeer:
+    pods = [worker(netns) for netns in node.pods]
+    return LocalDatagramPeer(node.name, worker(node.netns), pods, behind=node.behind)

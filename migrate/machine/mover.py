@@ -258,6 +258,7 @@ class Mover:
         """Learn what the handover needs to know, while CRIU dumps."""
         assert self._handover is not None
         await self._handover.survey(await self._ground.source.collect())
+        await self._ground.datagrams.survey()
 
     async def _send(self) -> None:
         assert self._images is not None
@@ -314,7 +315,10 @@ class Mover:
         try:
             await self._handover.go_live()
         finally:
-            self._copy.let_run()
+            try:
+                await self._ground.datagrams.deliver()
+            finally:
+                self._copy.let_run()
 
     async def _finish(self) -> None:
         assert self._copy is not None and self._handover is not None
@@ -356,7 +360,12 @@ class Mover:
         last = time.monotonic() + self.plan.deadlines.follow
         while not switching.done() or time.monotonic() < last:
             self.report.welcomed += await handover.follow()
+            await self._ground.datagrams.deliver()
             await asyncio.sleep(_FOLLOW_SECONDS)
+        await self._ground.datagrams.count_drops()
+        self.report.remarks = (*handover.remarks, *self._ground.datagrams.remarks)
+        self.report.datagrams = self._ground.datagrams.delivered
+        self.report.datagram_flows = self._ground.datagrams.flows
         await switching
 
     # -- back, and afterwards ---------------------------------------------------------------

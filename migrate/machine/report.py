@@ -15,6 +15,7 @@ class MoveReport:
     ``marks`` has the end of each phase by its name, and
     ``begin`` for the freeze's first moment. ``remarks``: what could not be kept of the connections.
     ``welcomed``: how many new ones came to the source when the workload had left it.
+    ``datagram_flows``: UDP flows that were known; ``datagrams``: how many were passed on.
     """
 
     move_id: str
@@ -26,6 +27,8 @@ class MoveReport:
     rehomed: list[Rehomed] = field(default_factory=list)
     replayed_packets: int = 0
     welcomed: int = 0
+    datagram_flows: int = 0
+    datagrams: int = 0
     memory_bytes: int = 0
     image_bytes: int = 0
     remarks: tuple[str, ...] = ()
@@ -65,6 +68,8 @@ class MoveReport:
             "rehomed": paths,
             "replayed_packets": self.replayed_packets,
             "new_connections_passed_on": self.welcomed,
+            "datagram_flows": self.datagram_flows,
+            "datagrams_passed_on": self.datagrams,
             "memory_bytes": self.memory_bytes,
             "image_bytes": self.image_bytes,
             "remarks": list(self.remarks),

@@ -47,11 +47,13 @@ class Anchors:
     def address_toward(self, destination: str) -> str | None:
         """The address that this namespace speaks from to ``destination``; None: has no route."""
         if destination not in self._toward:
-            self._toward[destination] = _address_toward(destination)
+            self._toward[destination] = address_toward(destination)
         return self._toward[destination]
 
 
-def _address_toward(destination: str) -> str | None:
+def address_toward(destination: str) -> str | None:
+    """The address that the calling thread's namespace speaks from to ``destination``; None: it has
+    no route."""
     family = socket.AF_INET6 if ":" in destination else socket.AF_INET
     try:
         with IPRoute() as route:

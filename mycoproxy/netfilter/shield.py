@@ -6,6 +6,10 @@ happen; so all of the namespace is cut off. So is TCP over its loopback: the two
 connection inside the workload are established one after the other, and what is played to a listener
 (``marks.PLAYED``, which passes) must not be answered by the other end, if that is there already.
 
+UDP datagrams come in: whether the tasks run or not, they wait in the receive queues, and nothing
+answers them, for whatever goes out is dropped. On the target they are there when it goes live; on
+the source, which is behind a shield once the workload has left it, they are passed on from there.
+
 Neighbour discovery passes: it is what ARP is to IPv4 (which nftables' inet family never sees), and
 without it IPv6 addresses would only begin to resolve once the shield is lifted.
 """
@@ -29,6 +33,7 @@ table inet {table} {{
         type filter hook prerouting priority {priority}; policy drop;
         meta mark {played} accept
         iif lo meta l4proto != tcp accept
+        meta l4proto udp accept
         ip daddr . tcp dport . ip saddr . tcp sport @pass4 accept
         ip6 daddr . tcp dport . ip6 saddr . tcp sport @pass6 accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept

@@ -102,7 +102,7 @@ def take(tasks: Iterable[Task]) -> HeldSockets:
     names: dict[int, list[DescriptorName]] = {}
     where: dict[int, tuple[int, int]] = {}
     for task in tasks:
-        for fd, inode in _socket_descriptors(task.pid):
+        for fd, inode in socket_descriptors(task.pid):
             names.setdefault(inode, []).append(DescriptorName(task.inner_pid, fd))
             where.setdefault(inode, (task.pid, fd))
     taken = HeldSockets()
@@ -122,7 +122,7 @@ def take(tasks: Iterable[Task]) -> HeldSockets:
     return taken
 
 
-def _socket_descriptors(pid: int) -> Iterable[tuple[int, int]]:
+def socket_descriptors(pid: int) -> Iterable[tuple[int, int]]:
     """(descriptor, inode) of each socket a process holds; none if it has ended."""
     directory = f"/proc/{pid}/fd"
     try:

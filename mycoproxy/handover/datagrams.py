@@ -1,0 +1,198 @@
+"""UDP over a move, on a best-effort basis: docs/udp.md says what is kept.
+
+Beside the handover of connections and not part of it: there is no state to hand over, nothing that
+could be reset, and nothing in here makes a move fail. Order: ``survey`` while the workload
+stands, ahead of the handover; ``deliver`` when the target is live and before its tasks run; from
+then on ``deliver`` again and again, until the source is gone; ``close``.
+
+Nothing is undone, because nothing happens before the move can no longer be undone.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.handover.datagram_routes import FlowOffer, FlowPlan, FlowRoutes, FlowTask
+from mycoproxy.handover.leading import Nodes, all_of
+from mycoproxy.handover.sides import is_inside
+from mycoproxy.netfilter.datagram_flows import moved_end
+from mycoproxy.netfilter.elements import on_the_wire
+from mycoproxy.sockets.datagram import Datagram
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramEnd:
+    """A UDP socket of the workload; ``remote`` if it is connected."""
+
+    local: Endpoint
+    remote: Endpoint | None = None
+
+
+class DatagramSource(Protocol):
+    """The sockets where the workload was."""
+
+    async def collect(self) -> Sequence[DatagramEnd]:
+        """All of them. The tasks stand."""
+
+    async def arrived(self) -> Sequence[Datagram]:
+        """What waits in them, but for what was returned before. It stays there."""
+
+    async def drops(self) -> Mapping[Endpoint, int]:
+        """How many datagrams there was no room for since ``collect``, where there were any."""
+
+
+class DatagramPeer(Protocol):
+    """A node that other ends are on, or that flows pass."""
+
+    name: str
+
+    async def survey(
+        self, addresses: Mapping[str, str], ports: Sequence[int], *, home: bool
+    ) -> Sequence[FlowOffer]:
+        """The flows of the workload's old addresses (the keys) at these ports of it."""
+
+    async def ask(
+        self, flows: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
+    ) -> Sequence[FlowOffer]:
+        """The same of flows that are known by name."""
+
+    async def lead(self, tasks: Sequence[FlowTask]) -> None:
+        """Do this node's part."""
+
+
+class DatagramTarget(Protocol):
+    """The sockets where the workload is."""
+
+    async def deliver(self, datagrams: Sequence[Datagram]) -> None:
+        """Put datagrams into the queues of whatever sockets they are for."""
+
+
+class Datagrams:
+    """The UDP flows of one move. ``addresses`` maps the workload's old addresses to new ones."""
+
+    def __init__(
+        self,
+        source: DatagramSource,
+        target: DatagramTarget,
+        peers: Sequence[DatagramPeer],
+        *,
+        addresses: Mapping[str, str],
+        nodes: Nodes,
+    ) -> None:
+        self._source, self._target, self._peers = source, target, peers
+        self._addresses = dict(addresses)
+        self._nodes = nodes
+        self._routes = FlowRoutes(self._addresses, home=nodes.source, target=nodes.target)
+        self._ends: Sequence[DatagramEnd] = ()
+        self._after: dict[FourTuple, FourTuple] = {}
+        self._surveyed: set[FourTuple] = set()
+        self._remarks: dict[str, None] = {}
+        self.flows = 0
+        self.delivered = 0
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What could not be kept, in words."""
+        return tuple(self._remarks)
+
+    async def survey(self) -> None:
+        """Find out what there is, and who can do what for it. Raises ``MycoError``, ``OSError``."""
+        self._ends = await self._source.collect()
+        if not self._ends:
+            return
+        ports = sorted({end.local.port for end in self._ends})
+        found = await all_of(
+            *(
+                peer.survey(self._addresses, ports, home=peer.name == self._nodes.source)
+                for peer in self._peers
+            )
+        )
+        for peer, offers in zip(self._peers, found, strict=True):
+            self._routes.learn(peer.name, offers)
+        flows = [*self._routes.known, *self._connected()]
+        await self._ask(self._routes.without_end(flows))
+        self._surveyed.update(flows)
+
+    async def deliver(self) -> int:
+        """Lead the flows that were not led yet, and pass on what has come to the old place.
+
+        Returns how many datagrams that were. Raises ``MycoError``, ``OSError``; what could be done
+        was done.
+        """
+        if not self._ends:
+            return 0
+        arrived = await self._source.arrived()
+        named = [(_wired(one.flow), one) for one in arrived]
+        asked = dict.fromkeys(flow for flow, _ in named if flow not in self._surveyed)
+        if asked:
+            await self._ask(list(asked))
+            self._surveyed |= asked.keys()
+        try:
+            await self._lead(flow for flow in self._surveyed if flow not in self._after)
+        finally:
+            await self._target.deliver([one.between(self._moved(flow)) for flow, one in named])
+        self.delivered += len(named)
+        return len(named)
+
+    async def count_drops(self) -> None:
+        """Say in the remarks what was lost because a queue was full. Raises ``OSError``."""
+        for local, count in (await self._source.drops()).items():
+            self._remark(f"UDP {local}: its queue was full, {count} datagrams were dropped")
+
+    async def _ask(self, flows: Sequence[FourTuple]) -> None:
+        outside = [flow for flow in flows if not is_inside(flow, self._addresses)]
+        if not outside:
+            return
+        answers = await all_of(
+            *(
+                peer.ask(outside, self._addresses, home=peer.name == self._nodes.source)
+                for peer in self._peers
+            )
+        )
+        for peer, offers in zip(self._peers, answers, strict=True):
+            self._routes.learn(peer.name, offers)
+
+    async def _lead(self, flows: Iterable[FourTuple]) -> None:
+        new = list(flows)
+        if not new:
+            return
+        outside = [flow for flow in new if not is_inside(flow, self._addresses)]
+        plan = self._routes.plan(outside, frozenset(self._connected()))
+        self._after |= {flow: flow for flow in new} | plan.after
+        self.flows += len(outside)
+        for remark in plan.remarks:
+            self._remark(remark)
+        await all_of(
+            *(peer.lead(plan.tasks[peer.name]) for peer in self._peers if plan.tasks.get(peer.name))
+        )
+
+    def _moved(self, flow: FourTuple) -> FourTuple:
+        """Where a datagram of that flow belongs now."""
+        after = self._after.get(flow, flow)
+        ends = (moved_end(end, self._addresses) for end in (after.local, after.remote))
+        return FourTuple(*ends)
+
+    def _connected(self) -> list[FourTuple]:
+        return [
+            _wired(FourTuple(end.local, end.remote))
+            for end in self._ends
+            if end.remote is not None and wire_address(end.local.address) in self._addresses
+        ]
+
+    def _remark(self, remark: str) -> None:
+        self._remarks[remark] = None
+
+
+def _wired(flow: FourTuple) -> FourTuple:
+    return FourTuple(on_the_wire(flow.local), on_the_wire(flow.remote))
+
+
+__all__ = [
+    "DatagramEnd",
+    "DatagramPeer",
+    "DatagramSource",
+    "DatagramTarget",
+    "Datagrams",
+    "FlowPlan",
+]

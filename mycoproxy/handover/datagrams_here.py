@@ -1,0 +1,74 @@
+"""The UDP flows of a move inside one machine: never a reason for the move to fail.
+
+What goes wrong is told in ``remarks``, like what cannot be kept.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+
+from mycoproxy.errors import MycoError
+from mycoproxy.handover.datagram_ends import LocalDatagramSource, LocalDatagramTarget
+from mycoproxy.handover.datagram_peer import LocalDatagramPeer
+from mycoproxy.handover.datagrams import Datagrams
+from mycoproxy.handover.leading import Nodes
+
+
+class LocalDatagrams:
+    """``prepare`` while the workload runs; then as ``Datagrams``; ``close`` in the end."""
+
+    def __init__(
+        self,
+        source: LocalDatagramSource,
+        target: LocalDatagramTarget,
+        peers: Sequence[LocalDatagramPeer],
+        *,
+        addresses: Mapping[str, str],
+        nodes: Nodes,
+    ) -> None:
+        self._source = source
+        self._peers = peers
+        self._all = Datagrams(source, target, peers, addresses=addresses, nodes=nodes)
+        self._failures: dict[str, None] = {}
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What could not be kept, and what went wrong."""
+        return *self._all.remarks, *self._failures
+
+    @property
+    def flows(self) -> int:
+        """How many there were."""
+        return self._all.flows
+
+    @property
+    def delivered(self) -> int:
+        """How many datagrams were passed on to the new place."""
+        return self._all.delivered
+
+    async def prepare(self) -> None:
+        """Open what is needed."""
+        for peer in self._peers:
+            await self._tried(peer.prepare())
+
+    async def survey(self) -> None:
+        """See ``Datagrams``."""
+        await self._tried(self._all.survey())
+
+    async def deliver(self) -> None:
+        """See ``Datagrams``."""
+        await self._tried(self._all.deliver())
+
+    async def count_drops(self) -> None:
+        """See ``Datagrams``."""
+        await self._tried(self._all.count_drops())
+
+    async def close(self) -> None:
+        """Close it again."""
+        self._source.close()
+        for peer in self._peers:
+            await peer.close()
+
+    async def _tried(self, step: Awaitable[object]) -> None:
+        try:
+            await step
+        except (MycoError, OSError) as error:
+            self._failures[f"UDP flows: {error}"] = None

@@ -1,0 +1,188 @@
+"""Lead flows of UDP datagrams to a workload's new address, in one network namespace.
+
+A flow is what conntrack makes of datagrams between two endpoints: there is nothing else that it
+could be. So there is one way to lead it elsewhere, for a client of a Service as for one that
+dialled the workload itself: a conntrack entry whose NAT leads to the new address. It lives as long
+as a flow does (30 s after the last datagram, 120 s if both ends spoke), and then is gone, with
+nothing to sweep. What TCP's ``translate`` does per connection and for good would here have no end.
+
+Entries are replaced without a hold: a datagram that comes between deletion and insertion makes an
+entry of its own, goes to the old place, where it is kept (``handover.datagram_source``), and the
+replacement is done again.
+
+NAT is looked at only in namespaces that have a chain of type nat; a client's may have none, nor any
+conntrack. ``DatagramFlows.lead`` makes one there, empty, which turns both on.
+"""
+
+import errno
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.netfilter import abi
+from mycoproxy.netfilter.conntrack import Conntrack
+from mycoproxy.netfilter.elements import on_the_wire
+from mycoproxy.netfilter.entry import ConntrackEntry, Direction, wire_direction
+from mycoproxy.netfilter.nfnetlink import NetfilterError
+from mycoproxy.netfilter.nft import Nft
+
+TABLE = "mycoproxy-datagrams"
+
+_RULESET = f"""\
+table inet {TABLE} {{
+    chain prerouting {{ type nat hook prerouting priority dstnat; }}
+    chain input {{ type nat hook input priority 100; }}
+    chain output {{ type nat hook output priority -100; }}
+    chain postrouting {{ type nat hook postrouting priority srcnat; }}
+}}
+"""
+
+_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+_LEAST_TIMEOUT_SECONDS = 30  # nf_conntrack_udp_timeout
+_ATTEMPTS = 8
+_KEPT_STATUS = abi.IPS_SEEN_REPLY | abi.IPS_ASSURED
+
+
+def flow_of(entry: ConntrackEntry, addresses: Mapping[str, str]) -> FourTuple | None:
+    """The flow on the side of the workload, whose addresses are the keys; None: not its."""
+    if entry.reply.source.address in addresses:
+        return FourTuple(local=entry.reply.source, remote=entry.reply.destination)
+    if entry.orig.source.address in addresses:
+        return FourTuple(local=entry.orig.source, remote=entry.orig.destination)
+    return None
+
+
+def led_entry(old: ConntrackEntry | None, flow: FourTuple, after: FourTuple) -> ConntrackEntry:
+    """The entry that makes ``flow`` be ``after`` on the workload's side, and nothing else.
+
+    Without an entry the other end goes on calling the workload by ``flow.local``; who spoke first
+    does not matter.
+    """
+    before, now = (wire_direction(one.local, one.remote) for one in (flow, after))
+    if old is None:
+        return _entry(before.reversed(), now)
+    if before == old.reply:
+        return _entry(old.orig, now, old)
+    return _entry(now, old.reply, old)
+
+
+def carried_entry(entry: ConntrackEntry, addresses: Mapping[str, str]) -> ConntrackEntry:
+    """The entry with the workload's new address wherever it has the old one."""
+
+    def moved(direction: Direction) -> Direction:
+        return Direction(*(moved_end(end, addresses) for end in direction))
+
+    return _entry(moved(entry.orig), moved(entry.reply), entry)
+
+
+def moved_end(end: Endpoint, addresses: Mapping[str, str]) -> Endpoint:
+    """The endpoint after the move, as packets have it."""
+    end = on_the_wire(end)
+    return Endpoint(addresses.get(end.address, end.address), end.port)
+
+
+def _entry(orig: Direction, reply: Direction, like: ConntrackEntry | None = None) -> ConntrackEntry:
+    status = _KEPT_STATUS if like is None else like.status & _KEPT_STATUS
+    return ConntrackEntry(
+        orig=orig,
+        reply=reply,
+        status=abi.IPS_CONFIRMED | status,
+        timeout=max(_LEAST_TIMEOUT_SECONDS, 0 if like is None else like.timeout),
+        mark=0 if like is None else like.mark,
+        zone=0 if like is None else like.zone,
+        labels=b"" if like is None else like.labels,
+        protocol=socket.IPPROTO_UDP,
+    )
+
+
+class DatagramFlows:
+    """The flows of the namespace that the calling thread is in at creation."""
+
+    def __init__(self) -> None:
+        self._conntrack = Conntrack()
+        self._leads = False
+
+    def close(self) -> None:
+        """Close the socket. What is led stays led."""
+        self._conntrack.close()
+
+    def of_workload(
+        self, addresses: Mapping[str, str], ports: Iterable[int]
+    ) -> dict[FourTuple, ConntrackEntry]:
+        """All flows from and to these addresses of the workload, at these ports of it.
+
+        Walks the kernel's whole table, once for each IP version: milliseconds. Not where nothing is
+        tracked, as in most pods.
+        """
+        if not _count():
+            return {}
+        wanted = frozenset(ports)
+        found = {}
+        for version in {6 if ":" in address else 4 for address in addresses}:
+            for entry in self._conntrack.dump_datagrams(version=version):
+                flow = flow_of(entry, addresses)
+                if flow is not None and flow.local.port in wanted:
+                    found[flow] = entry
+        return found
+
+    def find(self, flows: Iterable[FourTuple]) -> dict[FourTuple, ConntrackEntry]:
+        """The entries of these flows: microseconds each."""
+        return self._conntrack.find(flows, protocol=socket.IPPROTO_UDP)
+
+    def install(self) -> None:
+        """Have the kernel look at entries' NAT here. May be called again. Raises ``NftError``."""
+        if self._leads:
+            return
+        with Nft() as nft:
+            if not nft.has_table(TABLE):
+                nft.run(_RULESET)
+        self._leads = True
+
+    def lead(self, entries: Sequence[ConntrackEntry]) -> None:
+        """Put these entries in, in place of all that have a tuple in common with them.
+
+        Raises ``NetfilterError`` with the first that could not be; the others are in.
+        """
+        self.install()
+        left = list(entries)
+        refused: dict[ConntrackEntry, int] = {}
+        for _ in range(_ATTEMPTS):
+            # The kernel finds an entry by either of its tuples.
+            self._conntrack.delete([*left, *(replace(one, orig=one.reply) for one in left)])
+            errnos = self._conntrack.insert(left)
+            now = {one: number for one, number in zip(left, errnos, strict=True) if number}
+            refused |= {one: number for one, number in now.items() if number != errno.EEXIST}
+            left = [one for one, number in now.items() if number == errno.EEXIST]
+            if not left:
+                break
+        refused |= dict.fromkeys(left, errno.EEXIST)
+        if refused:
+            entry, number = next(iter(refused.items()))
+            raise NetfilterError(f"cannot make the flow {entry.orig} lead elsewhere", number)
+
+
+def _count() -> int:
+    """How many entries the calling thread's namespace has."""
+    try:
+        return int(_COUNT.read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def forget(addresses: Iterable[str] = ()) -> bool:
+    """Remove what ``lead`` made, if no flow is led in the calling thread's namespace any more.
+
+    ``addresses``: flows that answer from these are no reason to keep it. Returns whether nothing is
+    left. Raises ``NetfilterError``, ``NftError``.
+    """
+    known = frozenset(addresses)
+    with Conntrack() as conntrack, Nft() as nft:
+        if not nft.has_table(TABLE):
+            return True
+        entries = [one for version in (4, 6) for one in conntrack.dump_datagrams(version=version)]
+        if any(one.has_nat and one.reply.source.address not in known for one in entries):
+            return False
+        nft.delete_table(TABLE)
+        return True
