@@ -25,4 +25,5 @@ def test_a_small_soak_comes_out_clean() -> None:
     assert figures["moves"] >= 150
     assert figures["bytes_checked"] > 0
     assert (figures["bytes_wrong"], figures["resets"], figures["failures"]) == (0, 0, 0)
+    assert figures["longest_ending"] > 0
     assert len(figures["moves_by_state"]) > 3, "states that a server's sockets can be in"

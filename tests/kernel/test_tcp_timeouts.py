@@ -5,13 +5,19 @@ The round trip estimate is the source's own, and no acknowledgement is left out.
 
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from tcp_lab import Move, exchange, receive_exactly, settle, wait_until
 
 from mycoproxy import tcp
+from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.sockdiag import SocketLookup
 from mycoproxy.tcp import abi, repair
+from netlab.tcp_soak import kinds
+from netlab.tcp_soak.course import PORT, SERVER, Course
+from netlab.tcp_soak.move import move as move_all
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -22,7 +28,8 @@ RTO = 8
 LAST_DATA_SENT = 44
 RTT = 68
 TOTAL_RETRANS = 100
-INFO = 104
+SEND_WINDOW = 228  # Linux 5.4
+INFO = 232
 
 
 def info(sock: socket.socket, offset: int) -> int:
@@ -158,3 +165,43 @@ def test_an_acknowledgement_that_was_delayed_is_sent_after_the_move(
     settle(move.client)
     assert info(move.client, TOTAL_RETRANS) == 0
     assert receive_exactly(move.moved, 1) == b"x"
+
+
+DEAF = f"""
+table inet deaf {{
+    chain prerouting {{
+        type filter hook prerouting priority raw; policy accept;
+        tcp sport {PORT} drop
+    }}
+}}
+"""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_handshake_under_way_moves_with_no_larger_window_than_the_client_has(
+    version: int,
+) -> None:
+    """What is sent beyond it is dropped, and comes again only after timeouts."""
+
+    def prepare(client: kinds.End) -> None:
+        client.set_option(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    with Course() as course, ExitStack() as stack:
+        course.client.call(course.client.nft.run, DEAF)
+        client = kinds.dial(course, version, prepare)
+        stack.callback(client.close)
+        name = FourTuple(Endpoint(SERVER[version], PORT), Endpoint(*client.sock.getsockname()[:2]))
+        with course.here.place.call(SocketLookup) as lookup:
+            wait_until(lambda: lookup.find(name) is not None, "a request")
+        course.client.call(course.client.nft.run, "delete table inet deaf")
+        assert len(move_all(course, [], waiting=True)) == 1
+        kinds.wait_connected(client)
+        server = kinds.accept(course, version)
+        assert server is not None
+        stack.callback(server.close)
+        wait_until(lambda: info(server.sock, SEND_WINDOW), "the client's window")
+        assert info(server.sock, SEND_WINDOW) <= 2 * 4096
+        greeting = bytes(20_000)
+        assert server.sock.send(greeting) == len(greeting)
+        assert receive_exactly(client.sock, len(greeting)) == greeting
+        assert info(server.sock, TOTAL_RETRANS) == 0
