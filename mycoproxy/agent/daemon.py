@@ -99,6 +99,10 @@ class Daemon:
         log.info("ended")
         return 0 if clean else 1
 
+    def end(self) -> None:
+        """Stop, as after SIGTERM."""
+        self._end.set()
+
     # Up and down.
 
     async def _up(self) -> None:
