@@ -1,7 +1,12 @@
-"""Is there a socket of exactly this 4-tuple in this network namespace? Asked of sock_diag(7).
+"""Is there a socket of exactly this 4-tuple in this network namespace, and which have gone?
+Asked of sock_diag(7).
 
 An exact lookup takes the kernel microseconds. Listing all sockets (``socktable``, or a dump) makes
 it walk its whole hash table, which takes milliseconds however few sockets there are.
+
+The kernel tells whoever listens of each socket that it frees (net/core/sock_diag.c,
+sock_diag_broadcast_destroy). That is not the end of the connection: what remains of it may be in
+TIME_WAIT, which ends without a word.
 """
 
 import errno
@@ -12,9 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from mycoproxy.addresses import FourTuple, wire_address
+from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 
 _NETLINK_SOCK_DIAG = 4  # include/uapi/linux/netlink.h
 _SOCK_DIAG_BY_FAMILY = 20  # include/uapi/linux/sock_diag.h
@@ -24,7 +29,6 @@ _NO_COOKIE = 0xFFFFFFFF  # INET_DIAG_NOCOOKIE, include/uapi/linux/inet_diag.h
 
 # include/net/tcp_states.h
 TCP_SYN_SENT = 2
-TCP_TIME_WAIT = 6
 _TCP_LISTEN = 10
 
 _HEADER = struct.Struct("=IHHII")
@@ -33,20 +37,31 @@ _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBxIHH16s16sI2I")
 _ANSWER = 8192
 # struct inet_diag_msg: four bytes, inet_diag_sockid, then expires, rqueue, wqueue, uid, inode
-_QUEUES = struct.Struct("=IIII")
-_QUEUES_OFFSET = 4 + 48 + 4
+_QUEUES = struct.Struct("=IIIII")
+_QUEUES_OFFSET = 4 + 48
+
+_TIMER_TIME_WAIT = 3  # idiag_timer (net/ipv4/inet_diag.c, inet_twsk_diag_fill)
+
+# include/uapi/linux/sock_diag.h: sknetlink_groups, as bits of sockaddr_nl.nl_groups
+_TCP_DESTROYED = 1 << (1 - 1) | 1 << (3 - 1)  # SKNLGRP_INET_TCP_DESTROY, _INET6_TCP_DESTROY
+# struct inet_diag_msg: family, three bytes, ports and addresses of inet_diag_sockid
+_NAME = struct.Struct(">BxxxHH16s16s")
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
+_EVENTS_BUFFER = 1 << 22  # an event takes some 700 bytes of it
 
 
 @dataclass(frozen=True, slots=True)
 class FoundSocket:
     """What sock_diag says of one socket: its TCP state (include/net/tcp_states.h; 3 is a
     handshake under way), its inode (0 if no descriptor refers to it yet), and how many bytes wait
-    to be read and to be acknowledged."""
+    to be read and to be acknowledged. ``expires``: in how many milliseconds it goes by itself, if
+    it is only a remainder (TIME_WAIT, or a FIN_WAIT2 that has no owner), else None."""
 
     state: int
     inode: int
     receive_queue: int
     send_queue: int
+    expires: int | None = None
 
 
 class SocketLookup:
@@ -72,8 +87,9 @@ class SocketLookup:
         # struct inet_diag_msg: family, state. Without a connection the kernel finds a listener.
         if answer is None or answer[1] == _TCP_LISTEN:
             return None
-        receive, send, _, inode = _QUEUES.unpack_from(answer, _QUEUES_OFFSET)
-        return FoundSocket(answer[1], inode, receive, send)
+        expires, receive, send, _, inode = _QUEUES.unpack_from(answer, _QUEUES_OFFSET)
+        remainder = answer[2] == _TIMER_TIME_WAIT
+        return FoundSocket(answer[1], inode, receive, send, expires if remainder else None)
 
     def close(self) -> None:
         """Close the connection to the kernel."""
@@ -118,6 +134,71 @@ class SocketLookup:
                 raise OSError(number, f"sock_diag of {name}: {os.strerror(number)}")
             return None
         return answer[_HEADER.size :]
+
+
+class Destroyed(NamedTuple):
+    """Sockets that were freed. ``missed``: others were, too, and nobody knows which."""
+
+    names: list[FourTuple]
+    ports: list[int]
+    """Local ports of those that had lost the rest of their name before: a reset by the program
+    itself (SO_LINGER of 0) clears it (tcp_disconnect)."""
+    missed: bool
+
+
+class DestroyedSockets:
+    """Tells of TCP sockets of the thread's namespace that are freed after this object is made.
+
+    Any event costs the kernel and the reader some microseconds, so it is for namespaces where
+    there is something to learn.
+    """
+
+    def __init__(self) -> None:
+        self._netlink = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            _NETLINK_SOCK_DIAG,
+        )
+        try:
+            self._netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENTS_BUFFER)
+        except PermissionError:  # root of a user namespace only
+            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENTS_BUFFER)
+        self._netlink.bind((0, _TCP_DESTROYED))
+
+    def fileno(self) -> int:
+        """Readable when there is something to ``read``."""
+        return self._netlink.fileno()
+
+    def read(self) -> Destroyed:
+        """What has happened since the last time; does not wait. IPv4-mapped names are IPv4."""
+        found = Destroyed([], [], missed=False)
+        while True:
+            try:
+                message = self._netlink.recv(_ANSWER)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                found = found._replace(missed=True)
+                continue
+            family, port, remote_port, local, remote = _NAME.unpack_from(message, _HEADER.size)
+            if remote_port:
+                size = 4 if family == socket.AF_INET else 16
+                ends = (_read_address(one[:size]) for one in (local, remote))
+                addresses = map(wire_address, ends)
+                found.names.append(FourTuple(*map(Endpoint, addresses, (port, remote_port))))
+            elif port:
+                found.ports.append(port)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._netlink.close()
+
+
+@lru_cache(maxsize=4096)
+def _read_address(value: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
 
 
 @lru_cache(maxsize=4096)

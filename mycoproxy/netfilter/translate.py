@@ -77,16 +77,8 @@ table inet {table} {{
         timeout {opening}s
     }}
     set reserved {{ type inet_service; }}
-    chain begin4 {{
-        {pair4} @opening4 return
-        delete @live4 {{ {pair4} }}
-        {pair4} @wire4 reject with icmp port-unreachable
-    }}
-    chain begin6 {{
-        {pair6} @opening6 return
-        delete @live6 {{ {pair6} }}
-        {pair6} @wire6 reject with icmpv6 port-unreachable
-    }}
+    chain begin4 {{ }}
+    chain begin6 {{ }}
     chain out {{
         {pair4} @live4 ip daddr set {pair4} map @moved4
         {pair6} @live6 ip6 daddr set {pair6} map @moved6
@@ -109,6 +101,23 @@ table inet {table} {{
     chain in {{
         ip saddr set {pair4} map @dialled4
         ip6 saddr set {pair6} map @dialled6
+    }}
+}}
+"""
+
+
+# Apart: nft gives a set that it sees rules change a size, and the kernel memory for all of it.
+_BEGINNINGS = """\
+table inet {table} {{
+    chain begin4 {{
+        {pair4} @opening4 return
+        delete @live4 {{ {pair4} }}
+        {pair4} @wire4 reject with icmp port-unreachable
+    }}
+    chain begin6 {{
+        {pair6} @opening6 return
+        delete @live6 {{ {pair6} }}
+        {pair6} @wire6 reject with icmpv6 port-unreachable
     }}
 }}
 """
@@ -166,9 +175,11 @@ class Translate:
 
         Called by ``add``; ahead of a handover it saves the time there. Raises ``NftError``.
         """
-        if not self._nft.has_table(TABLE):
+        if self._nft.has_table(TABLE):
+            return
+        for rules in (_RULESET, _BEGINNINGS):
             self._nft.run(
-                _RULESET.format(
+                rules.format(
                     table=TABLE,
                     raw=PRIORITY_RAW,
                     after=PRIORITY_AFTER_CONNTRACK,
@@ -196,6 +207,9 @@ class Translate:
         """
         self.install()
         wanted = list(moves)
+        names = {FourTuple(*map(on_the_wire, move.connection)) for move in wanted}
+        if not names.isdisjoint(self.list()):
+            self.tidy()  # it is where it was dialled: that is another one, which ended the first
         self._change(lambda before: compose(before, wanted))
 
     def remove(self, connections: Iterable[FourTuple]) -> None:
