@@ -156,9 +156,13 @@ class LocalDatagramPeer:
 
 
 def _lead(place: _Place, tasks: Sequence[FlowTask]) -> None:
-    place.opened().lead(
+    flows = place.opened()
+    # First: a flow that is led here has a tuple in common with what is only admitted, and wins.
+    flows.lead([task.entry for task in tasks if task.path is Path.ADMIT and task.entry])
+    flows.lead(
         [
             task.entry or led_entry(place.entries.get(task.flow), task.flow, task.after)
             for task in tasks
+            if task.path is not Path.ADMIT
         ]
     )

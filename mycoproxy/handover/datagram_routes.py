@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mycoproxy.addresses import Endpoint, FourTuple
-from mycoproxy.netfilter.datagram_flows import carried_entry, moved_end
+from mycoproxy.netfilter.datagram_flows import carried_entry, moved_end, plain_entry
 from mycoproxy.netfilter.entry import ConntrackEntry, wire_direction
 from mycoproxy.netfilter.paths import Path
 
@@ -31,7 +31,7 @@ class FlowOffer:
 
 @dataclass(frozen=True, slots=True)
 class FlowTask:
-    """Make ``flow`` be ``after`` on the workload's side. CARRY: insert ``entry`` as it is."""
+    """Make ``flow`` be ``after`` on the workload's side. CARRY, ADMIT: insert ``entry`` as it is."""
 
     flow: FourTuple
     path: Path
@@ -108,9 +108,25 @@ class FlowRoutes:
                 plan.tasks[self._target].append(FlowTask(flow, Path.CARRY, after, entry))
         elif leading:
             for node, offer in leading:
-                plan.tasks[node].append(FlowTask(flow, offer.path, after))
+                path = Path.TRANSLATE if offer.path is Path.TRANSLATE else Path.REBIND
+                plan.tasks[node].append(FlowTask(flow, path, after))
         else:
             self._anchor(plan, flow, after, offers, fixed=fixed)
+        if not by_path[Path.CARRY]:
+            self._admit(plan, flow, offers)
+
+    def _admit(
+        self, plan: FlowPlan, flow: FourTuple, offers: Sequence[tuple[str, FlowOffer]]
+    ) -> None:
+        """Tell the target's node, whose masquerading must not take an answer for something new.
+
+        What was asked of the workload in its old place never passed there.
+        """
+        at_home = [offer.entry for node, offer in offers if node == self._home and offer.entry]
+        if at_home:
+            entry = plain_entry(at_home[0], flow, plan.after[flow])
+            task = FlowTask(flow, Path.ADMIT, plan.after[flow], entry)
+            plan.tasks[self._target].insert(0, task)
 
     def _anchor(
         self,

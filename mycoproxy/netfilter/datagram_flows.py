@@ -11,7 +11,8 @@ entry of its own, goes to the old place, where it is kept (``handover.datagram_s
 replacement is done again.
 
 NAT is looked at only in namespaces that have a chain of type nat; a client's may have none, nor any
-conntrack. ``DatagramFlows.lead`` makes one there, empty, which turns both on.
+conntrack. ``DatagramFlows.lead`` makes one there. Its one rule does nothing, but conntrack is on in
+a namespace only while a rule looks at it (net/netfilter/nf_conntrack_proto.c, nf_ct_netns_get).
 """
 
 import errno
@@ -32,7 +33,10 @@ TABLE = "mycoproxy-datagrams"
 
 _RULESET = f"""\
 table inet {TABLE} {{
-    chain prerouting {{ type nat hook prerouting priority dstnat; }}
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        ct state invalid return
+    }}
     chain input {{ type nat hook input priority 100; }}
     chain output {{ type nat hook output priority -100; }}
     chain postrouting {{ type nat hook postrouting priority srcnat; }}
@@ -75,6 +79,16 @@ def carried_entry(entry: ConntrackEntry, addresses: Mapping[str, str]) -> Conntr
         return Direction(*(moved_end(end, addresses) for end in direction))
 
     return _entry(moved(entry.orig), moved(entry.reply), entry)
+
+
+def plain_entry(entry: ConntrackEntry, flow: FourTuple, after: FourTuple) -> ConntrackEntry:
+    """What a node without any NAT of its own knows of ``flow``, which is now called ``after``.
+
+    ``entry`` knows who opened it.
+    """
+    before, now = (wire_direction(one.local, one.remote) for one in (flow, after))
+    orig = now if before == entry.orig else now.reversed()
+    return _entry(orig, orig.reversed(), entry)
 
 
 def moved_end(end: Endpoint, addresses: Mapping[str, str]) -> Endpoint:
@@ -145,7 +159,8 @@ class DatagramFlows:
 
         Raises ``NetfilterError`` with the first that could not be; the others are in.
         """
-        self.install()
+        if any(entry.has_nat for entry in entries):
+            self.install()
         left = list(entries)
         refused: dict[ConntrackEntry, int] = {}
         for _ in range(_ATTEMPTS):
