@@ -90,6 +90,9 @@ class Daemon:
         try:
             await self._up()
             await self._end.wait()
+        except MycoError as error:
+            log.error("cannot start: %s", error)  # noqa: TRY400 - an answer, no fault
+            raise
         finally:
             clean = await self._down()
             beat.cancel()

@@ -49,8 +49,7 @@ def run_agent(source: Source, loaded: Loaded) -> int:
     try:
         status: int = uvloop.run(be())
     except MycoError as error:
-        log.error("cannot start: %s", error)  # noqa: TRY400 - an answer, no fault
-        return error.exit_status
+        return error.exit_status  # the daemon has logged it
     except Exception:
         log.exception("a fault in the agent")
         return 1
