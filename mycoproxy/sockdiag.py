@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -36,6 +36,7 @@ _HEADER = struct.Struct("=IHHII")
 # source port, destination port, source, destination, interface, cookie
 _REQUEST = struct.Struct("=BBBxIHH16s16sI2I")
 _ANSWER = 8192
+_WINDOW = 64  # lookups at once: their answers wait in the socket's buffer
 # struct inet_diag_msg: four bytes, inet_diag_sockid, then expires, rqueue, wqueue, uid, inode
 _QUEUES = struct.Struct("=IIIII")
 _QUEUES_OFFSET = 4 + 48
@@ -71,6 +72,7 @@ class SocketLookup:
         self._netlink = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         )
+        _give_room(self._netlink, _WINDOW * _ANSWER)
         self._netlink.bind((0, 0))
 
     def connected(self, names: Iterable[FourTuple]) -> frozenset[FourTuple]:
@@ -79,17 +81,21 @@ class SocketLookup:
         Sockets in any state but LISTEN count; IPv4-mapped names are looked up as IPv4. Raises
         ``OSError``.
         """
-        return frozenset(name for name in names if self.find(name) is not None)
+        return frozenset(self.find_all(names))
 
     def find(self, name: FourTuple) -> FoundSocket | None:
         """The socket of that name here, in any state but LISTEN. Raises ``OSError``."""
-        answer = self._ask(name)
-        # struct inet_diag_msg: family, state. Without a connection the kernel finds a listener.
-        if answer is None or answer[1] == _TCP_LISTEN:
-            return None
-        expires, receive, send, _, inode = _QUEUES.unpack_from(answer, _QUEUES_OFFSET)
-        remainder = answer[2] == _TIMER_TIME_WAIT
-        return FoundSocket(answer[1], inode, receive, send, expires if remainder else None)
+        return self.find_all([name]).get(name)
+
+    def find_all(self, names: Iterable[FourTuple]) -> dict[FourTuple, FoundSocket]:
+        """What ``find`` finds, of many. Raises ``OSError``."""
+        asked = list(names)
+        found: dict[FourTuple, FoundSocket] = {}
+        for start in range(0, len(asked), _WINDOW):
+            window = asked[start : start + _WINDOW]
+            answers = zip(window, self._ask(window), strict=True)
+            found.update((name, one) for name, one in answers if one is not None)
+        return found
 
     def close(self) -> None:
         """Close the connection to the kernel."""
@@ -106,34 +112,59 @@ class SocketLookup:
     ) -> None:
         self.close()
 
-    def _ask(self, name: FourTuple) -> bytes | None:
-        family, local = _packed(name.local.address)
-        _, remote = _packed(name.remote.address)
-        request = _REQUEST.pack(
-            family,
-            socket.IPPROTO_TCP,
-            0,
-            0xFFFFFFFF,
-            socket.htons(name.local.port),
-            socket.htons(name.remote.port),
-            local,
-            remote,
-            0,
-            _NO_COOKIE,
-            _NO_COOKIE,
-        )
-        length = _HEADER.size + len(request)
-        self._netlink.send(
-            _HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + request
-        )
-        answer = self._netlink.recv(_ANSWER)
-        _, kind, *_ = _HEADER.unpack_from(answer)
-        if kind == _NLMSG_ERROR:
-            number = -struct.unpack_from("=i", answer, _HEADER.size)[0]
-            if number != errno.ENOENT:
-                raise OSError(number, f"sock_diag of {name}: {os.strerror(number)}")
-            return None
-        return answer[_HEADER.size :]
+    def _ask(self, names: Sequence[FourTuple]) -> list[FoundSocket | None]:
+        self._netlink.send(b"".join(map(_request, names, range(len(names)))))
+        found: list[FoundSocket | None] = [None] * len(names)
+        refused: OSError | None = None
+        for _ in names:
+            answer = self._netlink.recv(_ANSWER)
+            _, kind, _, number, _ = _HEADER.unpack_from(answer)
+            if kind != _NLMSG_ERROR:
+                found[number] = _read(answer[_HEADER.size :])
+                continue
+            reason = -struct.unpack_from("=i", answer, _HEADER.size)[0]
+            if reason != errno.ENOENT:
+                refused = OSError(reason, f"sock_diag of {names[number]}: {os.strerror(reason)}")
+        if refused is not None:
+            raise refused
+        return found
+
+
+def _give_room(netlink: socket.socket, size: int) -> None:
+    try:
+        netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+    except PermissionError:  # root of a user namespace only
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
+def _request(name: FourTuple, number: int) -> bytes:
+    family, local = _packed(name.local.address)
+    _, remote = _packed(name.remote.address)
+    return _HEADER.pack(
+        _HEADER.size + _REQUEST.size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, number, 0
+    ) + _REQUEST.pack(
+        family,
+        socket.IPPROTO_TCP,
+        0,
+        0xFFFFFFFF,
+        socket.htons(name.local.port),
+        socket.htons(name.remote.port),
+        local,
+        remote,
+        0,
+        _NO_COOKIE,
+        _NO_COOKIE,
+    )
+
+
+def _read(answer: bytes) -> FoundSocket | None:
+    # struct inet_diag_msg: family, state, timer. Without a connection the kernel finds a listener.
+    _, state, timer = answer[:3]
+    if state == _TCP_LISTEN:
+        return None
+    expires, receive, send, _, inode = _QUEUES.unpack_from(answer, _QUEUES_OFFSET)
+    remainder = timer == _TIMER_TIME_WAIT
+    return FoundSocket(state, inode, receive, send, expires if remainder else None)
 
 
 class Destroyed(NamedTuple):
@@ -159,10 +190,7 @@ class DestroyedSockets:
             socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
             _NETLINK_SOCK_DIAG,
         )
-        try:
-            self._netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENTS_BUFFER)
-        except PermissionError:  # root of a user namespace only
-            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENTS_BUFFER)
+        _give_room(self._netlink, _EVENTS_BUFFER)
         self._netlink.bind((0, _TCP_DESTROYED))
 
     def fileno(self) -> int:

@@ -21,7 +21,7 @@ import asyncio
 import select
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +36,7 @@ from mycoproxy.netfilter.conntrack_events import EndedEntries
 from mycoproxy.netfilter.endings import Ending, Evidence, Standing, judge
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.translate import TABLE, Translate
-from mycoproxy.sockdiag import DestroyedSockets, SocketLookup
+from mycoproxy.sockdiag import DestroyedSockets, FoundSocket, SocketLookup
 
 # What is missing is looked for once more after this, before it counts as ended.
 _MISSING_SECONDS = 2.0
@@ -221,14 +221,15 @@ class TranslationLifetimes:
         if self.removed.total() != before:
             await self._worker.run(self._learn)
 
-    def _look_at_some(self, names: Iterable[FourTuple]) -> None:
+    def _look_at_some(self, names: Sequence[FourTuple]) -> None:
         """Look at some connections, and remove the translations of those that have ended."""
         here = _LocalAddresses()
         moving = self._moving()
         now = time.monotonic()
         ended: dict[FourTuple, Ending] = {}
+        found = self._sockets.find_all(map(_reversed, names))
         for dialled in names:
-            evidence = self._evidence(dialled, here)
+            evidence = self._evidence(dialled, found.get(_reversed(dialled)), here)
             standing = judge(evidence)
             self._again.pop(dialled, None)
             self._missing.discard(dialled)
@@ -249,8 +250,9 @@ class TranslationLifetimes:
             self._translate.remove(ended)
             self.removed.update(ended.values())
 
-    def _evidence(self, dialled: FourTuple, here: "_LocalAddresses") -> Evidence:
-        found = self._sockets.find(_reversed(dialled))
+    def _evidence(
+        self, dialled: FourTuple, found: FoundSocket | None, here: "_LocalAddresses"
+    ) -> Evidence:
         is_here = found is not None or here.has(dialled.remote.address)
         return Evidence(
             here=is_here,

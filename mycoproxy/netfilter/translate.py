@@ -347,12 +347,14 @@ def _elements_of(translations: Translations) -> dict[str, _Elements]:
 
 def _opening_changes(come: Translations) -> Sequence[SetChange]:
     """Let the SYNs pass of those that have no connection yet: they are sent again."""
+    if not come:
+        return []
+    names = {FourTuple(local=one.remote, remote=one.local): one for one in come}
+    with SocketLookup() as sockets:
+        found = sockets.find_all(names)
     keys: dict[str, list[bytes]] = {}
-    if come:
-        with SocketLookup() as sockets:
-            for dialled in come:
-                found = sockets.find(FourTuple(local=dialled.remote, remote=dialled.local))
-                if found is None or found.state == TCP_SYN_SENT:
-                    name = f"opening{dialled.remote.version}"
-                    keys.setdefault(name, []).append(pair_key(dialled.remote, dialled.local))
+    for name, dialled in names.items():
+        if name not in found or found[name].state == TCP_SYN_SENT:
+            of_family = keys.setdefault(f"opening{dialled.remote.version}", [])
+            of_family.append(pair_key(dialled.remote, dialled.local))
     return [SetChange(name, keys[name]) for name in keys]
