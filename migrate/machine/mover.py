@@ -217,6 +217,7 @@ class Mover:
         self._copy = RestoringCopy(plan.target, places, ground.criu)
         self._stack.push_async_callback(self._copy.close)
         await self._copy.prepare()
+        await ground.datagrams.survey()
 
     # -- while the workload stands ----------------------------------------------------------
 
@@ -258,7 +259,7 @@ class Mover:
         """Learn what the handover needs to know, while CRIU dumps."""
         assert self._handover is not None
         await self._handover.survey(await self._ground.source.collect())
-        await self._ground.datagrams.survey()
+        await self._ground.datagrams.collect()
 
     async def _send(self) -> None:
         assert self._images is not None
@@ -358,11 +359,15 @@ class Mover:
     async def _switch_over(self, handover: Handover) -> None:
         switching = asyncio.create_task(asyncio.to_thread(self._switch))
         last = time.monotonic() + self.plan.deadlines.follow
-        while not switching.done() or time.monotonic() < last:
-            self.report.welcomed += await handover.follow()
-            await self._ground.datagrams.deliver()
-            await asyncio.sleep(_FOLLOW_SECONDS)
-        await self._ground.datagrams.count_drops()
+        ended = asyncio.Event()
+        datagrams = asyncio.create_task(self._ground.datagrams.follow(ended))
+        try:
+            while not switching.done() or time.monotonic() < last:
+                self.report.welcomed += await handover.follow()
+                await asyncio.sleep(_FOLLOW_SECONDS)
+        finally:
+            ended.set()
+            await datagrams
         self.report.remarks = (*handover.remarks, *self._ground.datagrams.remarks)
         self.report.datagrams = self._ground.datagrams.delivered
         self.report.datagram_flows = self._ground.datagrams.flows

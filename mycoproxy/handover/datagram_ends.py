@@ -31,6 +31,7 @@ class LocalDatagramSource:
 
     async def collect(self) -> Sequence[DatagramEnd]:
         """See ``DatagramSource``."""
+        self.close()
         self._sockets = await self._worker.run(
             lambda: take_datagram_sockets(tasks_of(self._init_pid))
         )

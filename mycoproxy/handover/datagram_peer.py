@@ -21,6 +21,7 @@ class _Place:
         self.flows: DatagramFlows | None = None
         self.addresses: frozenset[str] = frozenset()
         self.entries: dict[FourTuple, ConntrackEntry] = {}
+        self._toward: dict[str, str | None] = {}
 
     def prepare(self) -> None:
         self.flows = DatagramFlows()
@@ -30,6 +31,12 @@ class _Place:
         if self.flows is not None:
             self.flows.close()
             self.flows = None
+
+    def toward(self, destination: str) -> str | None:
+        """The address that this namespace speaks from to ``destination``. On its thread."""
+        if destination not in self._toward:
+            self._toward[destination] = address_toward(destination)
+        return self._toward[destination]
 
     def opened(self) -> DatagramFlows:
         if self.flows is None:
@@ -125,8 +132,7 @@ class LocalDatagramPeer:
                 continue
             anchor = None
             if home and host and path in (Path.NOTHING, Path.ANCHOR, Path.ADMIT):
-                new = moved_end(flow.local, addresses).address
-                anchor = address_toward(new)
+                anchor = place.toward(moved_end(flow.local, addresses).address)
             elif path is Path.NOTHING:
                 continue
             certain = self._behind is not None and standpoint.has_behind(flow.remote.address)

@@ -31,7 +31,7 @@ class FlowOffer:
 
 @dataclass(frozen=True, slots=True)
 class FlowTask:
-    """Make ``flow`` be ``after`` on the workload's side. CARRY, ADMIT: insert ``entry`` as it is."""
+    """Make ``flow`` be ``after`` on the workload's side. CARRY and ADMIT: insert ``entry``."""
 
     flow: FourTuple
     path: Path

@@ -1,9 +1,14 @@
 """UDP over a move, on a best-effort basis: docs/udp.md says what is kept.
 
 Beside the handover of connections and not part of it: there is no state to hand over, nothing that
-could be reset, and nothing in here makes a move fail. Order: ``survey`` while the workload
-stands, ahead of the handover; ``deliver`` when the target is live and before its tasks run; from
-then on ``deliver`` again and again, until the source is gone; ``close``.
+could be reset, and nothing in here makes a move fail. Order:
+
+* ``survey`` while the workload runs: it walks conntrack tables, which takes too long for a freeze;
+* ``collect`` while it stands: the sockets that there are in the end;
+* ``deliver`` when the target is live and before its tasks run: flows are led to the new address,
+  what waits at the old one is passed on;
+* ``survey`` again when they run, for flows that began since the first;
+* ``deliver`` again and again until the source is gone.
 
 Nothing is undone, because nothing happens before the move can no longer be undone.
 """
@@ -33,7 +38,7 @@ class DatagramSource(Protocol):
     """The sockets where the workload was."""
 
     async def collect(self) -> Sequence[DatagramEnd]:
-        """All of them. The tasks stand."""
+        """All of them, as of now. What ``arrived`` has returned is forgotten by that."""
 
     async def arrived(self) -> Sequence[Datagram]:
         """What waits in them, but for what was returned before. It stays there."""
@@ -87,6 +92,7 @@ class Datagrams:
         self._ends: Sequence[DatagramEnd] = ()
         self._after: dict[FourTuple, FourTuple] = {}
         self._surveyed: set[FourTuple] = set()
+        self._live = False
         self._remarks: dict[str, None] = {}
         self.flows = 0
         self.delivered = 0
@@ -97,8 +103,10 @@ class Datagrams:
         return tuple(self._remarks)
 
     async def survey(self) -> None:
-        """Find out what there is, and who can do what for it. Raises ``MycoError``, ``OSError``."""
-        self._ends = await self._source.collect()
+        """Find out what flows there are, and who can do what for them. Raises ``MycoError``,
+        ``OSError``."""
+        if not self._live:
+            self._ends = await self._source.collect()
         if not self._ends:
             return
         ports = sorted({end.local.port for end in self._ends})
@@ -110,9 +118,18 @@ class Datagrams:
         )
         for peer, offers in zip(self._peers, found, strict=True):
             self._routes.learn(peer.name, offers)
-        flows = [*self._routes.known, *self._connected()]
-        await self._ask(self._routes.without_end(flows))
-        self._surveyed.update(flows)
+        await self._look_at([*self._routes.known, *self._connected()])
+
+    async def collect(self) -> None:
+        """Take the sockets as they are now that the tasks stand. Raises as ``survey``."""
+        self._ends = await self._source.collect()
+        await self._look_at(self._connected())
+
+    async def _look_at(self, flows: Iterable[FourTuple]) -> None:
+        """Ask every node about those that are new, unless it is known who leads them."""
+        new = [flow for flow in dict.fromkeys(flows) if flow not in self._surveyed]
+        await self._ask(self._routes.without_end(new))
+        self._surveyed.update(new)
 
     async def deliver(self) -> int:
         """Lead the flows that were not led yet, and pass on what has come to the old place.
@@ -122,12 +139,10 @@ class Datagrams:
         """
         if not self._ends:
             return 0
+        self._live = True
         arrived = await self._source.arrived()
         named = [(_wired(one.flow), one) for one in arrived]
-        asked = dict.fromkeys(flow for flow, _ in named if flow not in self._surveyed)
-        if asked:
-            await self._ask(list(asked))
-            self._surveyed |= asked.keys()
+        await self._look_at(flow for flow, _ in named)
         try:
             await self._lead(flow for flow in self._surveyed if flow not in self._after)
         finally:

@@ -3,13 +3,17 @@
 What goes wrong is told in ``remarks``, like what cannot be kept.
 """
 
+import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.datagram_ends import LocalDatagramSource, LocalDatagramTarget
 from mycoproxy.handover.datagram_peer import LocalDatagramPeer
 from mycoproxy.handover.datagrams import Datagrams
 from mycoproxy.handover.leading import Nodes
+
+_FOLLOW_SECONDS = 0.005  # between looks at what has come to the old place
 
 
 class LocalDatagrams:
@@ -53,9 +57,24 @@ class LocalDatagrams:
         """See ``Datagrams``."""
         await self._tried(self._all.survey())
 
+    async def collect(self) -> None:
+        """See ``Datagrams``."""
+        await self._tried(self._all.collect())
+
     async def deliver(self) -> None:
         """See ``Datagrams``."""
         await self._tried(self._all.deliver())
+
+    async def follow(self, ended: asyncio.Event) -> None:
+        """Once the workload runs: lead what has begun meanwhile, and pass on what comes to the old
+        place, until ``ended``."""
+        await self.survey()
+        while not ended.is_set():
+            await self.deliver()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), _FOLLOW_SECONDS)
+        await self.deliver()
+        await self.count_drops()
 
     async def count_drops(self) -> None:
         """See ``Datagrams``."""

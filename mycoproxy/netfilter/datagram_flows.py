@@ -139,11 +139,18 @@ class DatagramFlows:
                 flow = flow_of(entry, addresses)
                 if flow is not None and flow.local.port in wanted:
                     found[flow] = entry
+        self._notice(found.values())
         return found
 
     def find(self, flows: Iterable[FourTuple]) -> dict[FourTuple, ConntrackEntry]:
         """The entries of these flows: microseconds each."""
-        return self._conntrack.find(flows, protocol=socket.IPPROTO_UDP)
+        found = self._conntrack.find(flows, protocol=socket.IPPROTO_UDP)
+        self._notice(found.values())
+        return found
+
+    def _notice(self, entries: Iterable[ConntrackEntry]) -> None:
+        """Where there is NAT already, nothing has to be made for it."""
+        self._leads = self._leads or any(entry.has_nat for entry in entries)
 
     def install(self) -> None:
         """Have the kernel look at entries' NAT here. May be called again. Raises ``NftError``."""

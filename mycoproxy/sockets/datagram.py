@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.kernel import pidfd_getfd
@@ -93,11 +94,19 @@ class HeldDatagramSocket:
 
 
 def take_datagram_sockets(tasks: Iterable[Task]) -> list[HeldDatagramSocket]:
-    """Duplicate every UDP socket that ``tasks`` hold and that is bound. Raises ``OSError``."""
+    """Duplicate every UDP socket that ``tasks`` hold and that is bound. Raises ``OSError``.
+
+    On a thread of their network namespace, whose table tells which of their sockets those are.
+    """
+    bound = _bound_here()
+    if not bound:
+        return []
     names: dict[int, list[DescriptorName]] = {}
     where: dict[int, tuple[int, int]] = {}
     for task in tasks:
         for fd, inode in socket_descriptors(task.pid):
+            if inode not in bound:
+                continue
             names.setdefault(inode, []).append(DescriptorName(task.inner_pid, fd))
             where.setdefault(inode, (task.pid, fd))
     taken: list[HeldDatagramSocket] = []
@@ -120,6 +129,16 @@ def take_datagram_sockets(tasks: Iterable[Task]) -> list[HeldDatagramSocket]:
         for pidfd in pidfds.values():
             os.close(pidfd)
     return taken
+
+
+def _bound_here() -> frozenset[int]:
+    """The inodes of all bound UDP sockets of the calling thread's namespace (proc_pid_net(5))."""
+    found: set[int] = set()
+    for name in ("udp", "udp6"):
+        table = Path(f"/proc/thread-self/net/{name}")
+        if table.exists():
+            found.update(int(line.split()[9]) for line in table.read_text().splitlines()[1:])
+    return frozenset(found)
 
 
 def _held(sock: socket.socket, names: tuple[DescriptorName, ...]) -> HeldDatagramSocket | None:
