@@ -12,6 +12,7 @@ unbound is closed after a while.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,10 +50,12 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds, and bytes. ``call``: for one request to another agent; ``say``: for a message of the
-    agreement, which is repeated if it is lost; ``unbound``: how long a part waits for its move."""
+    agreement, which is repeated if it is lost; ``ask``: how often a part that has not begun asks
+    whether it will; ``unbound``: when it gives up if the source cannot be asked."""
 
     call: float = 20.0
     say: float = 5.0
+    ask: float = 3.0
     unbound: float = 300.0
     votes: float = 60.0
     queues: int = 1 << 30
@@ -118,17 +121,21 @@ class Engine:
         self._channels: dict[str, Channel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
+        self._is_up = asyncio.Event()
+        self._to_recall: set[MoveId] = set()
 
     # --- an agent's life --------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take up what the journal holds, and keep time."""
         orders = self._moves.recover()
-        for move in {status.move for status in self._moves.status()}:
+        self._to_recall = {status.move for status in self._moves.status()}
+        for move in sorted(self._to_recall):
             try:
                 await self._recall(move)
-            except (MycoError, OSError) as error:
+            except (MycoError, OSError) as error:  # it is tried again before anything is done
                 log.error("%s: cannot be taken up again: %s", move, error)  # noqa: TRY400
+        self._is_up.set()
         self._carry_out(orders)
         self._spawn(self._keep_time())
 
@@ -178,6 +185,7 @@ class Engine:
                 await peer.prepare()
                 await peer.recall(attachments)
                 part = peer
+        self._to_recall.discard(move)
         if part is not None:
             entry = _Entry(name, move.source, part, move)
             self._entries[move.source, name] = self._by_id[move] = entry
@@ -275,12 +283,16 @@ class Engine:
 
     # --- other agents -----------------------------------------------------------------------
 
-    async def handle(self, peer: str, method: str, args: dict[str, Any], body: Body) -> Reply:
+    async def handle(  # noqa: PLR0911
+        self, peer: str, method: str, args: dict[str, Any], body: Body
+    ) -> Reply:
         """A request of another agent, whose certificate says that it is ``peer``."""
         try:
             what = Method(method)
         except ValueError:
             raise RequestError("unknown", f"no such method: {method!r:.80}") from None
+        # Nothing may be decided about a move whose part is not there yet.
+        await self._is_up.wait()
         if what is Method.AGREE:
             message = message_from_plain(args.get("message"))
             self._carry_out(self._moves.receive(peer, message))
@@ -290,7 +302,13 @@ class Engine:
             raise RequestError("arguments", "the name of a move is wanted")
         if what is Method.OPEN:
             return await self._open(peer, name)
+        if what is Method.KNOWS:
+            return Reply({"known": (self.name, name) in self._entries})
         entry = self._entries.get((peer, name))
+        if what is Method.CLOSE:
+            if entry is not None:
+                self._spawn(self._give_up(entry))
+            return Reply()
         if entry is None:
             raise RequestError("unknown", f"{self.name} has no part in {name} of {peer}")
         if what is Method.SURVEY:
@@ -379,10 +397,35 @@ class Engine:
         await asyncio.shield(entry.prepared)
 
     async def _expire(self, entry: _Entry) -> None:
-        await asyncio.sleep(self._limits.unbound)
-        if entry.id is None:
-            log.warning("%s of %s never began: closed", entry.name, entry.source)
-            await self._close(entry)
+        """Close a part that has not begun, once its source knows nothing of it any more."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._limits.unbound
+        while entry.id is None and self._entries.get((entry.source, entry.name)) is entry:
+            await asyncio.sleep(self._limits.ask)
+            if entry.id is None and (loop.time() > end or not await self._is_known(entry)):
+                await self._give_up(entry)
+
+    async def _is_known(self, entry: _Entry) -> bool:
+        try:
+            answer = await self._call(
+                entry.source,
+                Method.KNOWS.value,
+                {"move": entry.name},
+                deadline=self._limits.say,
+            )
+        except (PeeringError, OSError):
+            return True  # nobody said that it is over
+        return bool(answer.result.get("known"))
+
+    async def _give_up(self, entry: _Entry) -> None:
+        """It has not begun, so it has not voted, and nothing was changed."""
+        if entry.id is not None or self._entries.get((entry.source, entry.name)) is not entry:
+            return
+        log.info("%s of %s never began: closed", entry.name, entry.source)
+        if isinstance(entry.part, TargetPart):
+            with suppress(MycoError):
+                await entry.part.undo()
+        await self._close(entry)
 
     # --- what the agreement orders ----------------------------------------------------------
 
@@ -408,6 +451,10 @@ class Engine:
             )
         except (PeeringError, OSError) as error:  # it is said again
             log.debug("%s did not hear %s: %s", node, message["kind"], error)
+
+    async def _say_closed(self, node: str, name: str) -> None:
+        with suppress(PeeringError, OSError):  # it asks
+            await self._call(node, Method.CLOSE.value, {"move": name}, deadline=self._limits.say)
 
     def _committed(self, move: MoveId) -> None:
         entry = self._by_id.get(move)
@@ -467,6 +514,9 @@ class Engine:
             if not entry.prepared.done():
                 entry.prepared.set_result(None)
             return
+        if entry is None and move in self._to_recall:
+            await self._recall(move)
+            entry = self._by_id.get(move)
         if entry is None:  # it never began here
             return
         part = entry.part
@@ -519,6 +569,9 @@ class Engine:
             self._channels.pop(entry.name, None)
         if not entry.over.done():
             entry.over.set_result(False)
+        if isinstance(entry.part, SourcePart):
+            for node in entry.part.opened:
+                self._spawn(self._say_closed(node, entry.name))
         try:
             await entry.part.close()
         except (MycoError, OSError) as error:

@@ -106,6 +106,11 @@ class SourcePart:
         self._attach: Attach | None = None
         self._frozen = False
 
+    @property
+    def opened(self) -> list[str]:
+        """The other nodes that have made ready for this move, or may have."""
+        return [peer.name for peer in self._peers]
+
     async def open(self) -> None:
         """Make ready here and on the other nodes. One that cannot be reached is an error: it may
         be the one that clients come by."""

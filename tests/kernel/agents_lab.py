@@ -19,14 +19,41 @@ from mycoproxy.agreement.moves import Limits as AgreementLimits
 from mycoproxy.moves.driver import Answer, Channel, Order
 from mycoproxy.moves.engine import Engine, Limits
 from mycoproxy.moves.namespaces import NodeNamespaces
-from mycoproxy.moves.source import SourcePlace
-from mycoproxy.moves.target import TargetPlace
+from mycoproxy.moves.peer import PeerPart
+from mycoproxy.moves.source import SourcePart, SourcePlace
+from mycoproxy.moves.target import TargetPart, TargetPlace
 from mycoproxy.peering import Local, Peers, PeerServer
 from mycoproxy.pki import Credentials
 from mycoproxy.pki.authority_directory import AuthorityDirectory
 
 SECONDS = 20.0
 QUICK = AgreementLimits(votes=5.0, peers_undone=0.5, patience=20.0, retry=0.05, slowest_retry=0.2)
+
+
+class WatchedEngine(Engine):
+    """An engine that can be killed just before it carries out its n-th order."""
+
+    dead = False
+    count = 0
+    kill_at = -1
+    when_killed: Callable[[], None] = staticmethod(lambda: None)
+
+    def _carry_out(self, orders: Any) -> None:
+        for order in orders:
+            if self.dead:
+                return
+            if self.count == self.kill_at:
+                self.dead = True
+                self.when_killed()
+                if self.dead:
+                    return
+            self.count += 1
+            super()._carry_out([order])
+
+    async def handle(self, *arguments: Any) -> Any:
+        if self.dead:
+            await asyncio.sleep(SECONDS)
+        return await super().handle(*arguments)
 
 
 class Agent:
@@ -39,9 +66,10 @@ class Agent:
         self.directory = directory
         self.namespaces = NodeNamespaces(namespace, [str(path) for path in pods])
         self.book: dict[str, tuple[str, int]] = {}
+        self.is_up = False
         self.cut: set[str] = set()
         """Nodes that nothing goes to, and nothing comes from."""
-        self.engine: Engine
+        self.engine: WatchedEngine
         self._journal: Journal
         self._server: PeerServer
         self._peers: Peers
@@ -54,19 +82,20 @@ class Agent:
         self._journal = Journal(self.directory / "journal" / self.name)
         self._peers = Peers(local, credentials.client_context(), lambda node: book[node])
         loop = asyncio.get_running_loop()
-        self.engine = Engine(
+        self.engine = WatchedEngine(
             Moves(self.name, self._journal, limits=QUICK, clock=loop.time),
             self._call,
             self.namespaces,
             known=lambda: [name for name in book if name != self.name],
             behind=None,
-            limits=Limits(call=5.0, say=1.0, votes=5.0),
+            limits=Limits(call=5.0, say=1.0, votes=5.0, ask=0.2),
         )
         self._server = PeerServer(local, credentials.server_context(), self._handle)
         host, port = book.get(self.name, ("127.0.0.1", 0))
         await self._server.listen(host, port)
         book[self.name] = self._server.addresses[0]
         await self.engine.start()
+        self.is_up = True
 
     async def _call(self, node: str, *arguments: Any, **options: Any) -> Any:
         if node in self.cut:
@@ -80,6 +109,7 @@ class Agent:
 
     async def stop(self) -> None:
         """Its end, whatever is under way."""
+        self.is_up = False
         await self.engine.stop()
         await self._server.close(0)
         await self._peers.close(0)
@@ -106,6 +136,31 @@ class Driven:
         return (self.source_goes_on and self.copy_killed) or (
             self.source_removed and self.copy_runs
         )
+
+
+def drop(part: Any) -> None:
+    """Close the descriptors of a part, as its process' end would do it: nothing else is done."""
+    match part:
+        case SourcePart():
+            _drop(part._local, "_tap", "_waiting", "_sockets", "_nft")
+            drop(part._home)
+        case TargetPart():
+            if (collecting := part._local._collecting) is not None:
+                collecting.result().close()
+            _drop(part._local, "_tap", "_nft")
+            drop(part.node)
+        case PeerPart():
+            for peer in (part._host, *part._pods.values()):
+                _drop(peer, "_tap", "_nft", "_conntrack", "_sockets")
+
+
+def _drop(local: Any, *names: str) -> None:
+    def close() -> None:
+        for name in names:
+            if (thing := getattr(local, name, None)) is not None:
+                thing.close()
+
+    local._worker.call(close)  # after what it is still doing
 
 
 class AgentsLab(Lab):
@@ -137,12 +192,16 @@ class AgentsLab(Lab):
         await asyncio.gather(*self._drivers, return_exceptions=True)
         for agent in self.agents.values():
             await agent.stop()
+            for entry in list(agent.engine._entries.values()):
+                drop(entry.part)
             agent.namespaces.close()
 
     async def restart(self, name: str) -> None:
         """The agent is killed, and comes up again."""
         old = self.agents[name]
         await old.stop()
+        for entry in list(old.engine._entries.values()):
+            drop(entry.part)
         await self.start_again(name)
 
     async def start_again(self, name: str) -> None:
@@ -152,6 +211,32 @@ class AgentsLab(Lab):
         new.cut = old.cut
         self.agents[name] = new
         await new.start(self.book)
+
+    def kill_at(self, name: str, order: int) -> None:
+        """Kill an agent just before it carries out its n-th order, and start another one."""
+        engine = self.agents[name].engine
+        engine.kill_at = order
+        engine.when_killed = lambda: self._later(self.restart(name))
+
+    def cut_at(self, name: str, order: int, *groups: str) -> None:
+        """Cut links at that point, for a second."""
+        engine = self.agents[name].engine
+        engine.kill_at = order
+
+        async def heal() -> None:
+            await asyncio.sleep(1.0)
+            self.partition()
+
+        def cut() -> None:
+            engine.dead = False
+            engine.kill_at = -1
+            self.partition(*groups)
+            self._later(heal())
+
+        engine.when_killed = cut
+
+    def _later(self, work: Any) -> None:
+        self._drivers.append(asyncio.create_task(work))
 
     def partition(self, *groups: str) -> None:
         """Only nodes of one group hear each other; no group: all do."""
@@ -170,8 +255,8 @@ class AgentsLab(Lab):
             )
         )
         self._drivers = [
-            asyncio.create_task(self._drive("a", (Order.THAW, Order.REMOVE))),
-            asyncio.create_task(self._drive("b", (Order.RESUME, Order.RUN, Order.KILL))),
+            asyncio.create_task(self._drive("a", Order.THAW)),
+            asyncio.create_task(self._drive("b", Order.KILL)),
         ]
         self.source.stop()
         await a.collect("move")
@@ -182,6 +267,10 @@ class AgentsLab(Lab):
         await self.begin()
         moved, _ = await asyncio.wait_for(self.agents["a"].engine.hand_over("move"), SECONDS)
         return moved
+
+    def hand_over_later(self) -> None:
+        """As ``hand_over`` once begun, but nobody waits for it: the agent may die."""
+        self._later(self.agents["a"].engine.hand_over("move"))
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition."""
@@ -194,21 +283,40 @@ class AgentsLab(Lab):
         """Wait until one runs, the other one is gone, and nobody has a move open any more."""
         await self.until(lambda: self.driven.settled, "settled")
         await self.until(
-            lambda: not any(agent.open_moves() for agent in self.agents.values()), "forgotten"
+            lambda: (
+                not any(
+                    agent.open_moves() or agent.engine._entries for agent in self.agents.values()
+                )
+            ),
+            "forgotten",
         )
 
-    async def _drive(self, name: str, _orders: tuple[Order, ...]) -> None:
-        """Carry out orders, of whichever agent is there."""
+    async def _drive(self, name: str, when_unknown: Order) -> None:
+        """Carry out orders, of whichever agent is there.
+
+        An agent that does not know the move any more has not committed it, and never will: every
+        order that ends it would have been answered first.
+        """
         while True:
-            engine = self.agents[name].engine
-            channel = engine.channel("move")
+            agent = self.agents[name]
+            if not agent.engine.knows("move"):
+                if agent.is_up and not self._is_over(name):
+                    self._carry_out(when_unknown)
+                await asyncio.sleep(0.01)
+                continue
+            channel = agent.engine.channel("move")
             reading = asyncio.create_task(self._read(channel))
             try:
-                while self.agents[name].engine is engine and engine.channel("move") is channel:
+                while self.agents[name] is agent and agent.engine.knows("move"):
                     await asyncio.sleep(0.01)
             finally:
                 reading.cancel()
                 await asyncio.wait({reading})
+
+    def _is_over(self, name: str) -> bool:
+        if name == "a":
+            return self.driven.source_goes_on or self.driven.source_removed
+        return self.driven.copy_runs or self.driven.copy_killed
 
     async def _read(self, channel: Channel) -> None:
         async for given in channel.orders():

@@ -88,3 +88,45 @@ def test_a_copy_that_dies_gives_the_workload_back(lab: AgentsLab) -> None:
     asyncio.run(scenario())
     assert lab.driven.source_goes_on
     clients.assert_served()
+
+
+# How many orders an agent has to carry out in a handover in which nothing goes wrong, at least.
+ORDERS = {"a": 10, "b": 7, "c": 4}
+POINTS = [(name, number) for name, count in ORDERS.items() for number in range(count)]
+
+
+@pytest.mark.parametrize("lab", [4], indirect=True)
+@pytest.mark.parametrize(("name", "order"), POINTS)
+def test_whenever_an_agent_is_killed_one_workload_runs_and_nobody_is_reset(
+    lab: AgentsLab, name: str, order: int
+) -> None:
+    clients = Clients(lab)
+
+    async def scenario() -> None:
+        async with lab:
+            await lab.begin()
+            lab.kill_at(name, order)
+            lab.hand_over_later()
+            await lab.until_settled()
+
+    asyncio.run(scenario())
+    clients.assert_served()
+
+
+@pytest.mark.parametrize("lab", [4], indirect=True)
+@pytest.mark.parametrize("groups", [("a", "bc"), ("b", "ac"), ("c", "ab")], ids="|".join)
+@pytest.mark.parametrize(("name", "order"), POINTS)
+def test_whenever_links_are_cut_one_workload_runs_and_nobody_is_reset(
+    lab: AgentsLab, name: str, order: int, groups: tuple[str, ...]
+) -> None:
+    clients = Clients(lab)
+
+    async def scenario() -> None:
+        async with lab:
+            await lab.begin()
+            lab.cut_at(name, order, *groups)
+            lab.hand_over_later()
+            await lab.until_settled()
+
+    asyncio.run(scenario())
+    clients.assert_served()
