@@ -26,8 +26,13 @@ workload's by then. ``lifetimes`` removes it soon after. Until then, whatever a 
 * A connection to the new address itself that would look the same on the wire is refused at once
   (ECONNREFUSED, as by nobody who listens). The kernel's own choice avoids it: ``reserved_ports``.
 
-Where only packets are forwarded a SYN proves nothing, since anybody may send one: there neither is
-done.
+* So is one that comes in from the address that was dialled and would have the name of the
+  translated one here. (An outside client of an anchored workload dials its new address, and its
+  kernel chooses the port of a connection to the old one: to that kernel they are different.)
+
+The refusal is an ICMP message: a reset would be translated, and reach the other connection. Where
+packets are only forwarded a SYN proves nothing, since anybody may send one: it ends no translation.
+SYNs that we play to the namespace's own sockets have the names that these know, and pass.
 """
 
 import errno
@@ -35,6 +40,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.marks import PLAYED
 from mycoproxy.netfilter.abi import PRIORITY_AFTER_CONNTRACK, PRIORITY_RAW
 from mycoproxy.netfilter.elements import (
     SetChange,
@@ -96,7 +102,12 @@ table inet {table} {{
     }}
     chain prerouting {{
         type filter hook prerouting priority {raw}; policy accept;
+        meta mark != {played} tcp flags & (fin | syn | rst | ack) == syn jump arriving
         meta l4proto tcp jump in
+    }}
+    chain arriving {{
+        {mirrored4} @live4 reject with icmp port-unreachable
+        {mirrored6} @live6 reject with icmpv6 port-unreachable
     }}
     chain in {{
         ip saddr set {pair4} map @dialled4
@@ -184,8 +195,11 @@ class Translate:
                     raw=PRIORITY_RAW,
                     after=PRIORITY_AFTER_CONNTRACK,
                     opening=_OPENING_SECONDS,
+                    played=PLAYED,
                     pair4="ip saddr . tcp sport . ip daddr . tcp dport",
                     pair6="ip6 saddr . tcp sport . ip6 daddr . tcp dport",
+                    mirrored4="ip daddr . tcp dport . ip saddr . tcp sport",
+                    mirrored6="ip6 daddr . tcp dport . ip6 saddr . tcp sport",
                 )
             )
 
