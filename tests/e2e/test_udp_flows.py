@@ -5,6 +5,7 @@ Only loss is looked at, never how long anything took. docs/udp.md says what is p
 
 import asyncio
 import json
+import logging
 import select
 import socket
 import threading
@@ -337,7 +338,7 @@ def test_a_game_goes_on_in_both_directions(udp: UdpLab) -> None:
             "ticks": len(player.ticks),
             "lost on the way back": max(player.ticks) - len(player.ticks),
         }
-        print(name, lost)  # pytest -s
+        logging.getLogger(__name__).info("%s: %s", name, lost)  # --log-cli-level=info
         # Some are still on their way; of a move, at most what is under way at that moment.
         assert lost["lost on the way there"] <= 6, lost
         assert lost["lost on the way back"] <= 6, lost
