@@ -23,6 +23,7 @@ from mycoproxy.agent.config_types import (
     Listen,
     ListenAddress,
     Mode,
+    NetworkText,
     NodeName,
     PeerAddress,
     Seconds,
@@ -76,6 +77,13 @@ class NamespacesSection(_Section):
         ("/run/netns/*",),
         "Globs of the pods' namespaces, looked up anew each time they are needed.",
         reload=True,
+    )
+
+    behind: tuple[NetworkText, ...] = _key(
+        (),
+        "Networks whose packets can reach pods of other nodes only by this node, beside its own "
+        "and its pods' addresses: a router has 0.0.0.0/0 and ::/0.",
+        reload=False,
     )
 
 

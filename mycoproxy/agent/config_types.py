@@ -140,6 +140,16 @@ def _text(validator: Any, serializer: Any, example: str) -> tuple[Any, ...]:  # 
     )
 
 
+def _network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f"a network (192.0.2.0/24) is wanted: {error}") from None
+
+
+NetworkText = Annotated[
+    ipaddress.IPv4Network | ipaddress.IPv6Network, *_text(_network, str, "10.244.1.0/24")
+]
 ListenAddress = Annotated[Listen, *_text(read_listen, str, "0.0.0.0:7421")]
 PeerAddress = Annotated[Listen, *_text(_peer, str, "192.0.2.1:7420")]
 NodeName = Annotated[

@@ -13,8 +13,10 @@ from mycoproxy.agent.daemon import Daemon
 from mycoproxy.agent.lock import Lock
 from mycoproxy.agent.logs import Logs
 from mycoproxy.agent.moved_connections import MovedConnections
+from mycoproxy.agent.moving import Moving
 from mycoproxy.agent.notify import Notifier
 from mycoproxy.agent.part import Part
+from mycoproxy.agent.peer_links import PeerLinks
 from mycoproxy.agent.probes import Probes
 from mycoproxy.errors import MycoError
 
@@ -27,7 +29,8 @@ def parts_of(daemon: Daemon) -> list[Part]:
     The probes come first, so that they can say what is missing; the control socket last, so that
     whoever finds it finds everything.
     """
-    return [Probes(daemon.reasons), MovedConnections(), Control(daemon)]
+    links = PeerLinks()
+    return [Probes(daemon.reasons), MovedConnections(), links, Moving(links), Control(daemon)]
 
 
 def run_agent(source: Source, loaded: Loaded) -> int:

@@ -77,6 +77,8 @@ class LocalPeer:
         self._own_addresses: frozenset[str] = frozenset()
         self._rebound: list[Rebound] = []
         self._moves: list[Move] = []
+        self.known_behind: frozenset[str] = frozenset()
+        """Addresses of pods, which are behind this node beside its own."""
         self._surveyed: dict[FourTuple, Offer] = {}
         self._obsolete: list[ConntrackEntry] = []
         self._held_names: dict[FourTuple, FourTuple] = {}
@@ -114,7 +116,11 @@ class LocalPeer:
     ) -> Sequence[Offer]:
         entries = self._conntrack.find(connections)
         clients_here = self._clients_here(connections)
-        standpoint = Standpoint(home=home, behind=self._behind)
+        standpoint = Standpoint(
+            home=home,
+            behind=self._behind,
+            addresses=self.known_behind | self._own_addresses,
+        )
         offers = []
         for connection in connections:
             entry = entries.get(connection)

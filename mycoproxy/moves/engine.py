@@ -196,6 +196,11 @@ class Engine:
         """The orders to the driver of a move on this node."""
         return self._channels.setdefault(name, Channel())
 
+    def name_of(self, move: MoveId) -> str:
+        """What a move is called on every node; its id if that is not known here."""
+        entry = self._by_id.get(move)
+        return str(move) if entry is None else entry.name
+
     def knows(self, name: str) -> bool:
         """Is there anything of a move of that name here, for a driver?"""
         return any(

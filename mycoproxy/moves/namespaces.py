@@ -61,7 +61,16 @@ class NodeNamespaces:
         """The pods' namespaces that have one of these addresses."""
         return await asyncio.to_thread(self._with_addresses, frozenset(wanted))
 
+    async def addresses(self) -> frozenset[str]:
+        """Of all pods on this node."""
+        await asyncio.to_thread(self._refresh)
+        return frozenset().union(*(addresses for _, addresses in self._addresses.values()))
+
     def _with_addresses(self, wanted: frozenset[str]) -> list[Path]:
+        self._refresh()
+        return [path for path, (_, addresses) in self._addresses.items() if addresses & wanted]
+
+    def _refresh(self) -> None:
         found = [Path(path) for pattern in self._patterns for path in glob.glob(pattern)]  # noqa: PTH207
         for gone in self._addresses.keys() - set(found):
             self._addresses.pop(gone, None)
@@ -73,7 +82,6 @@ class NodeNamespaces:
                     self._addresses[path] = (inode, self._read(path))
             except (OSError, MycoError):  # it is being made, or removed
                 self._addresses.pop(path, None)
-        return [path for path, (_, addresses) in self._addresses.items() if addresses & wanted]
 
     @staticmethod
     def _read(path: Path) -> frozenset[str]:

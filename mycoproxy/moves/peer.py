@@ -48,6 +48,7 @@ class PeerPart:
 
     async def prepare(self) -> None:
         """Open what is needed, so that the rest is quick."""
+        self._host.known_behind = await self._namespaces.addresses()
         await self._node.prepare()
 
     async def survey(

@@ -43,15 +43,17 @@ class Standpoint:
     """How a namespace lies to the connections that are asked about.
 
     ``home``: it is the node on which the workload has run so far. ``behind``: whose packets can
-    reach the workload only through here, as networks; None is everybody (a router).
+    reach the workload only through here, as networks; None is everybody (a router). ``addresses``:
+    some of these, one by one.
     """
 
     home: bool = False
     behind: tuple[Network, ...] | None = None
+    addresses: frozenset[str] = frozenset()
 
     def has_behind(self, address: str) -> bool:
         """Do packets from and to ``address`` pass here, whatever the workload's address is?"""
-        if self.behind is None:
+        if self.behind is None or wire_address(address) in self.addresses:
             return True
         parsed = ipaddress.ip_address(wire_address(address))
         return any(parsed in network for network in self.behind)

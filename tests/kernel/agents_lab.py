@@ -38,6 +38,10 @@ class WatchedEngine(Engine):
     kill_at = -1
     when_killed: Callable[[], None] = staticmethod(lambda: None)
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.closing: list[Any] = []
+
     def _carry_out(self, orders: Any) -> None:
         for order in orders:
             if self.dead:
@@ -49,6 +53,14 @@ class WatchedEngine(Engine):
                     return
             self.count += 1
             super()._carry_out([order])
+
+    async def _close(self, entry: Any) -> None:
+        self.closing.append(entry.part)
+        await super()._close(entry)
+
+    def parts(self) -> list[Any]:
+        """Those that may have descriptors open."""
+        return [*(entry.part for entry in self._entries.values()), *self.closing]
 
     async def handle(self, *arguments: Any) -> Any:
         if self.dead:
@@ -192,16 +204,16 @@ class AgentsLab(Lab):
         await asyncio.gather(*self._drivers, return_exceptions=True)
         for agent in self.agents.values():
             await agent.stop()
-            for entry in list(agent.engine._entries.values()):
-                drop(entry.part)
+            for part in agent.engine.parts():
+                drop(part)
             agent.namespaces.close()
 
     async def restart(self, name: str) -> None:
         """The agent is killed, and comes up again."""
         old = self.agents[name]
         await old.stop()
-        for entry in list(old.engine._entries.values()):
-            drop(entry.part)
+        for part in old.engine.parts():
+            drop(part)
         await self.start_again(name)
 
     async def start_again(self, name: str) -> None:

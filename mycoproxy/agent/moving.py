@@ -1,0 +1,252 @@
+"""The part that moves connections: the engine of ``mycoproxy.moves``, and its routes for drivers.
+
+A driver is the process on this node that has the tasks (a mover). It opens a move, says how far
+the tasks are, reads its orders as a stream of JSON lines, and answers each; see docs/agent.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import pydantic
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+from mycoproxy.agent.config import Config
+from mycoproxy.agent.logs import of_move
+from mycoproxy.agent.part import Agent, Part
+from mycoproxy.agent.peer_links import PeerLinks
+from mycoproxy.agent.questions import Rows
+from mycoproxy.agreement import Journal, Moves
+from mycoproxy.agreement import Limits as AgreementLimits
+from mycoproxy.errors import UsageError
+from mycoproxy.moves.driver import Answer, Channel
+from mycoproxy.moves.engine import Engine, Limits
+from mycoproxy.moves.namespaces import NodeNamespaces
+from mycoproxy.moves.source import SourcePlace
+from mycoproxy.moves.target import TargetPlace
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT = 10.0  # seconds between lines of a stream that has nothing to say
+
+MoveName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Pid = Annotated[int, Field(ge=1, le=1 << 22)]
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OpenSource(_Body):
+    """The workload is on this node."""
+
+    role: Literal["source"]
+    move: MoveName
+    netns: str
+    init_pid: Pid
+    target: str
+    addresses: dict[str, str]
+    follow: Annotated[float, Field(ge=0, le=60)] = 0.2
+
+
+class OpenTarget(_Body):
+    """Its new place is on this node, and empty."""
+
+    role: Literal["target"]
+    move: MoveName
+    source: str
+    netns: str
+
+
+class Restored(_Body):
+    """The copy is there and stands."""
+
+    init_pid: Pid
+    pids: Annotated[tuple[Pid, ...], Field(max_length=100_000)]
+
+
+class Answered(_Body):
+    """An order was carried out, or was not."""
+
+    answer: Answer
+    error: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Moving(Part):
+    """Moves from, to and by this node."""
+
+    name: ClassVar[str] = "moves"
+
+    def __init__(self, links: PeerLinks) -> None:
+        self._links = links
+        self._namespaces: NodeNamespaces
+        self._journal: Journal
+        self._moves: Moves
+        self._engine: Engine
+
+    async def start(self, agent: Agent) -> None:
+        """Take up what the journal holds. Raises ``JournalError``."""
+        config = agent.config
+        self._namespaces = NodeNamespaces(config.namespaces.node, config.namespaces.pods)
+        self._journal = Journal(config.state.directory / "journal")
+        self._moves = Moves(
+            config.node.name,
+            self._journal,
+            limits=AgreementLimits(votes=config.limits.move_seconds),
+            clock=asyncio.get_running_loop().time,
+        )
+        self._engine = Engine(
+            self._moves,
+            self._links.call,
+            self._namespaces,
+            known=self._links.addresses.all,
+            behind=config.namespaces.behind,
+            limits=_limits(config),
+        )
+        self._links.handler = self._engine.handle
+        agent.questions.moves.append(self._rows)
+        agent.questions.routes += [
+            web.post("/v1/moves", self._open),
+            web.post("/v1/moves/{move}/collect", self._collect),
+            web.post("/v1/moves/{move}/restored", self._restored),
+            web.post("/v1/moves/{move}/hand-over", self._hand_over),
+            web.post("/v1/moves/{move}/abort", self._abort),
+            web.get("/v1/moves/{move}/orders", self._orders),
+            web.post("/v1/moves/{move}/orders/{number}", self._answered),
+        ]
+        await self._engine.start()
+
+    async def stop(self) -> None:
+        """The journal has what is under way: the next agent goes on with it."""
+        await self._engine.stop()
+        self._journal.close()
+        await asyncio.to_thread(self._namespaces.close)
+
+    def status(self) -> dict[str, Any]:
+        """How many moves are open."""
+        return {"open": len(self._moves.status())}
+
+    async def _rows(self) -> Rows:
+        return Rows(
+            [
+                {
+                    "move": self._engine.name_of(one.move),
+                    "id": str(one.move),
+                    "role": one.role,
+                    "phase": one.phase,
+                    "doing": one.doing.value if one.doing else "",
+                    "missing": list(one.missing),
+                }
+                for one in self._moves.status()
+            ]
+        )
+
+    # --- routes -----------------------------------------------------------------------------
+
+    async def _open(self, request: web.Request) -> web.Response:
+        data = await _json(request)
+        role = data.get("role")
+        if role == "source":
+            source = _checked(OpenSource, data)
+            with of_move(source.move):
+                await self._engine.open_source(SourcePlace(**source.model_dump(exclude={"role"})))
+        elif role == "target":
+            target = _checked(OpenTarget, data)
+            with of_move(target.move):
+                await self._engine.open_target(TargetPlace(**target.model_dump(exclude={"role"})))
+        else:
+            raise UsageError(f'role: "source" or "target" is wanted, found {role!r}')
+        return web.json_response({})
+
+    async def _collect(self, request: web.Request) -> web.Response:
+        with of_move(name := request.match_info["move"]):
+            await self._engine.collect(name)
+        return web.json_response({})
+
+    async def _restored(self, request: web.Request) -> web.Response:
+        body = _checked(Restored, await _json(request))
+        self._engine.restored(request.match_info["move"], body.init_pid, body.pids)
+        return web.json_response({})
+
+    async def _hand_over(self, request: web.Request) -> web.Response:
+        with of_move(name := request.match_info["move"]):
+            moved, report = await self._engine.hand_over(name)
+        return web.json_response({"moved": moved, "report": report.to_plain()})
+
+    async def _abort(self, request: web.Request) -> web.Response:
+        with of_move(name := request.match_info["move"]):
+            await self._engine.abort(name)
+        return web.json_response({})
+
+    async def _orders(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["move"]
+        if not self._engine.knows(name):
+            return web.json_response(
+                {
+                    "error": f"no move {name} here: it was never committed here, or all is done",
+                    "to_do": "unless told otherwise before: the source goes on, the copy is killed",
+                },
+                status=404,
+            )
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        await _stream(response, self._engine.channel(name))
+        return response
+
+    async def _answered(self, request: web.Request) -> web.Response:
+        body = _checked(Answered, await _json(request))
+        number = request.match_info["number"]
+        if not number.isascii() or not number.isdigit():
+            raise UsageError(f"the number of an order is wanted, found {number!r}")
+        channel = self._engine.channel(request.match_info["move"])
+        channel.answer(int(number), body.answer, body.error)
+        return web.json_response({})
+
+
+async def _stream(response: web.StreamResponse, channel: Channel) -> None:
+    orders = channel.orders()
+    following = asyncio.ensure_future(anext(orders))
+    try:
+        while True:
+            done, _ = await asyncio.wait([following], timeout=_HEARTBEAT)
+            line: dict[str, object] = {}
+            if done:
+                given = following.result()
+                line = {"number": given.number, "order": given.order.value}
+                following = asyncio.ensure_future(anext(orders))
+            await response.write(json.dumps(line).encode() + b"\n")
+    except (StopAsyncIteration, ConnectionError):
+        pass
+    finally:
+        following.cancel()
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    try:
+        data = await request.json()
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(f"a JSON object is wanted: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"a JSON object is wanted, found {type(data).__name__}")
+    return data
+
+
+def _checked(model: type[M], data: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5]]
+        raise UsageError("; ".join(problems)) from error
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        call=config.limits.handover_seconds,
+        votes=config.limits.move_seconds,
+        queues=config.limits.queue_memory,
+    )
