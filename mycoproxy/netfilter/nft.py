@@ -1,9 +1,9 @@
 """nftables from inside this process: libnftables for rules, plain netlink for set elements.
 
 libnftables (``libnftables.so.1``) understands the same text as the ``nft`` command, without a
-child process. Each command makes it read back the chains and sets of the whole namespace first,
-so it is used for what is set up before a freeze. What happens during a handover (elements in and
-out, a table removed) takes the direct way, see ``elements``.
+child process. Each command makes it read back the chains and sets of the whole namespace first.
+So our own tables are compiled by it, once, and made without it (``compiled``); and what happens
+during a handover (elements in and out, a table removed) is plain netlink, too (``elements``).
 
 The library waits with select(2), and the C library aborts a process that asks select about a
 descriptor from FD_SETSIZE on. In a process that holds that many, the ``nft`` command does it: a
@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from mycoproxy.errors import MycoError, RefusedError
+from mycoproxy.netfilter.compiled import ANY_TABLE, CompileError, Ruleset, read_messages
 from mycoproxy.netfilter.elements import (
     SetChange,
     change_requests,
@@ -35,9 +36,11 @@ _LIBRARY = "libnftables.so.1"
 _FD_SETSIZE = 1024  # select(2)
 _ROOM = 16  # for other threads, which may open some at the same time
 _CHILD_SECONDS = 20
+_DEBUG_MNL = 0x10  # nftables/libnftables.h
 
 # The library's scanner and symbol tables are shared by all contexts of a process.
 _library_lock = threading.Lock()
+_rulesets: dict[str, Ruleset] = {}
 
 
 class NftError(MycoError):
@@ -61,6 +64,10 @@ def _load() -> ctypes.CDLL:
         getattr(library, name).restype = ctypes.c_char_p
     library.nft_ctx_free.restype = None
     library.nft_run_cmd_from_buffer.argtypes = [context, ctypes.c_char_p]
+    library.nft_ctx_set_dry_run.argtypes = [context, ctypes.c_bool]
+    library.nft_ctx_output_set_debug.argtypes = [context, ctypes.c_uint]
+    for name in ("nft_ctx_set_dry_run", "nft_ctx_output_set_debug"):
+        getattr(library, name).restype = None
     return library
 
 
@@ -116,19 +123,48 @@ class Nft:
         """
         if self._closed:
             raise NftError("this nftables context is closed")
-        status, output, error = (
-            _run_in_child(commands) if self._context is None else self._run_here(commands)
-        )
-        if status != 0:
-            raise NftError(f"nftables refused a command: {_one_line(error.decode())}")
-        return output.decode()
-
-    def _run_here(self, commands: str) -> tuple[int, bytes, bytes]:
+        if self._context is None:
+            return _output_of(*_run_in_child(commands))
         with _library_lock:
-            status: int = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
-            output: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
-            error: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
+            result = self._run_in(self._context, commands)
+        return _output_of(*result)
+
+    def _run_in(self, context: int, commands: str) -> tuple[int, bytes, bytes]:
+        status: int = self._library.nft_run_cmd_from_buffer(context, commands.encode())
+        output: bytes = self._library.nft_ctx_get_output_buffer(context) or b""
+        error: bytes = self._library.nft_ctx_get_error_buffer(context) or b""
         return status, output, error
+
+    def install(self, table: str, ruleset: str) -> None:
+        """Make inet table ``table`` as ``ruleset`` says, where it is called ``ANY_TABLE``.
+
+        All or nothing, 0.2 ms. Only a process's first call with a ruleset needs nftables. Raises
+        ``NftError``, ``NetfilterError``.
+        """
+        try:
+            compiled = self._compiled(ruleset)
+        except CompileError:  # an nftables that shows things in another way
+            self.run(ruleset.replace(f"table inet {ANY_TABLE}", f"table inet {table}"))
+        else:
+            self._netlink.transaction(compiled.requests_for(table))
+
+    def _compiled(self, ruleset: str) -> Ruleset:
+        if ruleset not in _rulesets:
+            _rulesets[ruleset] = read_messages(self._shown(ruleset))
+        return _rulesets[ruleset]
+
+    def _shown(self, ruleset: str) -> str:
+        """The messages that nftables would send for ``ruleset``."""
+        with _library_lock:
+            context = self._new_context() if _descriptors_suffice() else None
+            if context is not None:
+                self._library.nft_ctx_set_dry_run(context, True)
+                self._library.nft_ctx_output_set_debug(context, _DEBUG_MNL)
+                shown = self._run_in(context, ruleset)
+                self._library.nft_ctx_free(context)
+        if context is None:
+            shown = _run_in_child(ruleset, "--check", "--debug=mnl")
+        return _output_of(*shown)
 
     def change(self, table: str, changes: Iterable[SetChange]) -> None:
         """Change elements of inet table ``table``'s sets, in one transaction.
@@ -165,7 +201,7 @@ def _descriptors_suffice() -> bool:
     return lowest < _FD_SETSIZE - _ROOM
 
 
-def _run_in_child(commands: str) -> tuple[int, bytes, bytes]:
+def _run_in_child(commands: str, *options: str) -> tuple[int, bytes, bytes]:
     command = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if command is None:
         raise NftError(
@@ -174,7 +210,7 @@ def _run_in_child(commands: str) -> tuple[int, bytes, bytes]:
         )
     try:
         done = subprocess.run(
-            [command, "-f", "-"],
+            [command, *options, "-f", "-"],
             input=commands.encode(),
             capture_output=True,
             timeout=_CHILD_SECONDS,
@@ -183,6 +219,12 @@ def _run_in_child(commands: str) -> tuple[int, bytes, bytes]:
     except subprocess.TimeoutExpired:
         raise NftError(f"nft did not end within {_CHILD_SECONDS} s") from None
     return done.returncode, done.stdout, done.stderr
+
+
+def _output_of(status: int, output: bytes, error: bytes) -> str:
+    if status != 0:
+        raise NftError(f"nftables refused a command: {_one_line(error.decode())}")
+    return output.decode()
 
 
 def _one_line(message: str) -> str:

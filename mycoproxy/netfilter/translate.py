@@ -42,6 +42,7 @@ from dataclasses import dataclass, field
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.marks import PLAYED
 from mycoproxy.netfilter.abi import PRIORITY_AFTER_CONNTRACK, PRIORITY_RAW
+from mycoproxy.netfilter.compiled import ANY_TABLE
 from mycoproxy.netfilter.elements import (
     SetChange,
     on_the_wire,
@@ -64,8 +65,16 @@ _OPENING_SECONDS = 150
 _ATTEMPTS = 8
 _RACES = (errno.ENOENT, errno.EEXIST, errno.EBUSY)
 
-_RULESET = """\
-table inet {table} {{
+_PAIR = {
+    4: "ip saddr . tcp sport . ip daddr . tcp dport",
+    6: "ip6 saddr . tcp sport . ip6 daddr . tcp dport",
+}
+_MIRRORED = {
+    4: "ip daddr . tcp dport . ip saddr . tcp sport",
+    6: "ip6 daddr . tcp dport . ip6 saddr . tcp sport",
+}
+_RULESET = f"""\
+table inet {ANY_TABLE} {{
     map moved4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : ipv4_addr; }}
     map moved6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : ipv6_addr; }}
     map dialled4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : ipv4_addr; }}
@@ -76,59 +85,50 @@ table inet {table} {{
     set wire6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
     set opening4 {{
         type ipv4_addr . inet_service . ipv4_addr . inet_service
-        timeout {opening}s
+        timeout {_OPENING_SECONDS}s
     }}
     set opening6 {{
         type ipv6_addr . inet_service . ipv6_addr . inet_service
-        timeout {opening}s
+        timeout {_OPENING_SECONDS}s
     }}
     set reserved {{ type inet_service; }}
-    chain begin4 {{ }}
-    chain begin6 {{ }}
+    chain begin4 {{
+        {_PAIR[4]} @opening4 return
+        delete @live4 {{ {_PAIR[4]} }}
+        {_PAIR[4]} @wire4 reject with icmp port-unreachable
+    }}
+    chain begin6 {{
+        {_PAIR[6]} @opening6 return
+        delete @live6 {{ {_PAIR[6]} }}
+        {_PAIR[6]} @wire6 reject with icmpv6 port-unreachable
+    }}
     chain out {{
-        {pair4} @live4 ip daddr set {pair4} map @moved4
-        {pair6} @live6 ip6 daddr set {pair6} map @moved6
+        {_PAIR[4]} @live4 ip daddr set {_PAIR[4]} map @moved4
+        {_PAIR[6]} @live6 ip6 daddr set {_PAIR[6]} map @moved6
     }}
     chain output {{
-        type route hook output priority {after}; policy accept;
+        type route hook output priority {PRIORITY_AFTER_CONNTRACK}; policy accept;
         tcp flags & (fin | syn | rst | ack) == syn meta nfproto vmap {{
             ipv4 : jump begin4, ipv6 : jump begin6
         }}
         meta l4proto tcp jump out
     }}
     chain forwarded {{
-        type filter hook prerouting priority {after}; policy accept;
+        type filter hook prerouting priority {PRIORITY_AFTER_CONNTRACK}; policy accept;
         meta l4proto tcp jump out
     }}
     chain prerouting {{
-        type filter hook prerouting priority {raw}; policy accept;
-        meta mark != {played} tcp flags & (fin | syn | rst | ack) == syn jump arriving
+        type filter hook prerouting priority {PRIORITY_RAW}; policy accept;
+        meta mark != {PLAYED} tcp flags & (fin | syn | rst | ack) == syn jump arriving
         meta l4proto tcp jump in
     }}
     chain arriving {{
-        {mirrored4} @live4 reject with icmp port-unreachable
-        {mirrored6} @live6 reject with icmpv6 port-unreachable
+        {_MIRRORED[4]} @live4 reject with icmp port-unreachable
+        {_MIRRORED[6]} @live6 reject with icmpv6 port-unreachable
     }}
     chain in {{
-        ip saddr set {pair4} map @dialled4
-        ip6 saddr set {pair6} map @dialled6
-    }}
-}}
-"""
-
-
-# Apart: nft gives a set that it sees rules change a size, and the kernel memory for all of it.
-_BEGINNINGS = """\
-table inet {table} {{
-    chain begin4 {{
-        {pair4} @opening4 return
-        delete @live4 {{ {pair4} }}
-        {pair4} @wire4 reject with icmp port-unreachable
-    }}
-    chain begin6 {{
-        {pair6} @opening6 return
-        delete @live6 {{ {pair6} }}
-        {pair6} @wire6 reject with icmpv6 port-unreachable
+        ip saddr set {_PAIR[4]} map @dialled4
+        ip6 saddr set {_PAIR[6]} map @dialled6
     }}
 }}
 """
@@ -186,22 +186,8 @@ class Translate:
 
         Called by ``add``; ahead of a handover it saves the time there. Raises ``NftError``.
         """
-        if self._nft.has_table(TABLE):
-            return
-        for rules in (_RULESET, _BEGINNINGS):
-            self._nft.run(
-                rules.format(
-                    table=TABLE,
-                    raw=PRIORITY_RAW,
-                    after=PRIORITY_AFTER_CONNTRACK,
-                    opening=_OPENING_SECONDS,
-                    played=PLAYED,
-                    pair4="ip saddr . tcp sport . ip daddr . tcp dport",
-                    pair6="ip6 saddr . tcp sport . ip6 daddr . tcp dport",
-                    mirrored4="ip daddr . tcp dport . ip saddr . tcp sport",
-                    mirrored6="ip6 daddr . tcp dport . ip6 saddr . tcp sport",
-                )
-            )
+        if not self._nft.has_table(TABLE):
+            self._nft.install(TABLE, _RULESET)
 
     def list(self) -> dict[FourTuple, str]:
         """What is translated: the connection as it was dialled -> the address where it is now."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mycoproxy.addresses import Endpoint
+from mycoproxy.netfilter.compiled import ANY_TABLE, CompileError, read_messages
 from mycoproxy.netfilter.elements import SetChange, pair_key, read_pair
 from mycoproxy.netfilter.nfnetlink import NetfilterError
 from mycoproxy.netfilter.nft import Nft, NftError
@@ -114,6 +115,71 @@ def test_a_table_is_deleted_with_all_that_is_in_it_and_twice(node: Any, nft: Nft
     node.call(nft.delete_table, "t")
     assert not node.call(nft.has_table, "t")
     assert node.call(nft.run, "list ruleset") == ""
+
+
+# Every kind of thing that our tables have, and that nftables shows in a way of its own.
+_RULES = f"""\
+add table inet {ANY_TABLE}
+delete table inet {ANY_TABLE}
+table inet {ANY_TABLE} {{
+    map m {{ type ipv6_addr . inet_service : ipv6_addr; }}
+    set s {{ type ipv4_addr . inet_service; timeout 150s; }}
+    set d {{ type inet_service; size 65535; }}
+    chain syn {{
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        ip saddr . tcp sport @s reject with icmp port-unreachable
+        ip6 saddr set ip6 saddr . tcp sport map @m
+        meta nfproto vmap {{ ipv4 : drop, ipv6 : accept }}
+        delete @d {{ tcp dport }}
+    }}
+    chain output {{
+        type filter hook output priority -350; policy drop;
+        meta mark 0x6d79636f accept
+        tcp flags & (fin | syn | rst | ack) == syn | ack jump syn
+        oif lo meta l4proto != tcp counter accept
+    }}
+}}
+"""
+
+
+def test_an_installed_table_is_what_nftables_makes_of_its_text(node: Any, nft: Nft) -> None:
+    for name in ("first", "a-name-of-another-length"):
+        node.call(nft.run, _RULES.replace(f"inet {ANY_TABLE}", f"inet {name}"))
+        wanted = node.call(nft.run, "list ruleset")
+        for _ in range(2):
+            node.call(nft.install, name, _RULES)
+            assert node.call(nft.run, "list ruleset") == wanted
+        node.call(nft.delete_table, name)
+
+
+def test_a_table_is_installed_beside_a_set_that_grows(node: Any, nft: Nft) -> None:
+    node.call(nft.install, "t", _RULES)
+    keys = [port.to_bytes(2, "big") for port in range(1, 30_000)]
+    node.call(nft.change, "t", [SetChange("d", keys)])
+    assert len(node.call(nft.elements, "t", "d")) == len(keys)
+
+
+def test_an_nftables_that_shows_nothing_installs_the_text(
+    node: Any, nft: Nft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.call(nft.install, "t", _RULES)
+    wanted = node.call(nft.run, "list ruleset")
+    node.call(nft.delete_table, "t")
+    monkeypatch.setattr(nft, "_shown", lambda _: "nothing of the kind")
+    ruleset = _RULES + "\n"  # not known yet
+    node.call(nft.install, "t", ruleset)
+    assert node.call(nft.run, "list ruleset") == wanted
+
+
+def test_a_ruleset_that_cannot_be_is_refused_and_changes_nothing(node: Any, nft: Nft) -> None:
+    with pytest.raises(NftError, match="syntax error"):
+        node.call(nft.install, "t", f"add table inet {ANY_TABLE}\nadd nonsense")
+    assert node.call(nft.run, "list ruleset") == ""
+
+
+def test_what_is_cut_off_is_not_taken_for_a_ruleset() -> None:
+    with pytest.raises(CompileError, match="begins a batch"):
+        read_messages("")
 
 
 _EVERY_TABLE = """
