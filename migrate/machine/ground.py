@@ -6,8 +6,10 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from migrate.machine import preflight
+from migrate.machine.by_agents import AgentMove, AgentSource, AgentTarget, MoveOf
 from migrate.machine.plan import MovePlan, PeerNode
 from migrate.runtime.cgroup import Cgroup
 from migrate.runtime.channel import connect
@@ -22,6 +24,16 @@ from mycoproxy.namespaces import NamespaceWorker
 _RESERVE_FACTOR = 1.1
 
 
+class Preparable(Protocol):
+    """What has to be prepared while the workload runs, and closed in the end."""
+
+    async def prepare(self) -> None:
+        """Make ready. Raises ``MycoError``."""
+
+    async def close(self) -> None:
+        """Close what is open."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ground:
     """Both sides and the peers, ready to be prepared.
@@ -34,14 +46,15 @@ class Ground:
     cgroup: Cgroup
     one_cgroup: bool
     memory_bytes: int
-    source: LocalSource
-    target: LocalTarget
+    source: LocalSource | AgentSource
+    target: LocalTarget | AgentTarget
     peers: tuple[LocalNode, ...]
+    agents: AgentMove | None
     datagrams: LocalDatagrams
     channel: tuple[socket.socket, socket.socket]
 
     @property
-    def parts(self) -> tuple[LocalNode | LocalSource | LocalTarget | LocalDatagrams, ...]:
+    def parts(self) -> tuple[Preparable, ...]:
         """All that has to be prepared, and closed in the end."""
         return *self.peers, self.source, self.target, self.datagrams
 
@@ -74,14 +87,22 @@ async def inspect(plan: MovePlan, stack: AsyncExitStack) -> Ground:
     channel = await asyncio.to_thread(connect, source_node, target_node, str(plan.transfer_address))
     for end in channel:
         stack.callback(end.close)
+    agents = _agents(plan, container.pid)
     return Ground(
         criu=criu,
         cgroup=cgroup,
         one_cgroup={Cgroup(task.pid).directory for task in tasks} == {cgroup.directory},
         memory_bytes=memory,
-        source=LocalSource(source_pod, container.pid, plan.move_id),
-        target=LocalTarget(target_pod, plan.move_id),
-        peers=tuple(_peer(peer, plan.move_id, worker) for peer in plan.peers),
+        source=(
+            LocalSource(source_pod, container.pid, plan.move_id)
+            if agents is None
+            else AgentSource(agents)
+        ),
+        target=LocalTarget(target_pod, plan.move_id) if agents is None else AgentTarget(agents),
+        peers=tuple(
+            _peer(peer, plan.move_id, worker) for peer in (plan.peers if agents is None else ())
+        ),
+        agents=agents,
         datagrams=LocalDatagrams(
             LocalDatagramSource(source_pod, container.pid),
             LocalDatagramTarget(target_pod),
@@ -91,6 +112,22 @@ async def inspect(plan: MovePlan, stack: AsyncExitStack) -> Ground:
         ),
         channel=channel,
     )
+
+
+def _agents(plan: MovePlan, init_pid: int) -> AgentMove | None:
+    if plan.agents is None:
+        return None
+    what = MoveOf(
+        move=plan.move_id,
+        source=plan.source.node,
+        target=plan.target.node,
+        source_netns=plan.source.pod_netns,
+        target_netns=plan.target.pod_netns,
+        init_pid=init_pid,
+        addresses=plan.address_map(),
+        follow=plan.deadlines.follow,
+    )
+    return AgentMove(what, plan.agents.source, plan.agents.target)
 
 
 def _peer(node: PeerNode, move_id: str, worker: Callable[[Path], NamespaceWorker]) -> LocalNode:

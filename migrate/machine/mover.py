@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
+from migrate.machine.by_agents import AgentHandover
 from migrate.machine.copies import RestoringCopy
 from migrate.machine.ground import Ground, inspect
 from migrate.machine.journal import Journal
@@ -30,7 +31,7 @@ from migrate.runtime.runc import Job, Runc
 from migrate.runtime.stream import ImageStream
 from migrate.runtime.waiting import first_of
 from mycoproxy.errors import MycoError, RefusedError
-from mycoproxy.handover import Handover, Nodes
+from mycoproxy.handover import Handover, LocalSource, LocalTarget, Nodes
 from mycoproxy.statetable import Driver, Transition
 
 _FOLLOW_SECONDS = 0.005  # between looks for new connections that came to the old place
@@ -92,7 +93,7 @@ class Mover:
         self.report = MoveReport(plan.move_id, plan.source.node, plan.target.node)
         self._places = Places(plan)
         self._journal: Journal | None = None
-        self._handover: Handover | None = None
+        self._handover: Handover | AgentHandover | None = None
         self._copy: RestoringCopy | None = None
         self._images: ImageStream | None = None
         self._dump_job: Job | None = None
@@ -132,6 +133,8 @@ class Mover:
             if self._journal is not None:
                 self._journal.close()
         if state is State.DONE:
+            if isinstance(self._handover, AgentHandover):  # they tell when all is over
+                self._fill_connections(self._handover)
             self.report.warnings += [_text(error) for error in self._driver.errors]
             return self.report
         raise self._failure(state)
@@ -188,15 +191,7 @@ class Mover:
         for part in ground.parts:
             self._stack.push_async_callback(part.close)
             await part.prepare()
-        self._handover = Handover(
-            ground.source,
-            ground.target,
-            ground.peers,
-            addresses=plan.address_map(),
-            nodes=Nodes(plan.source.node, plan.target.node),
-            record_commit=self._record_commit,
-            record=self._record_handover,
-        )
+        self._handover = self._make_handover(ground)
         addresses = plan.address_map()
         images = self._images = ImageStream(
             places.source_images,
@@ -218,6 +213,20 @@ class Mover:
         self._stack.push_async_callback(self._copy.close)
         await self._copy.prepare()
         await ground.datagrams.survey()
+
+    def _make_handover(self, ground: Ground) -> Handover | AgentHandover:
+        if ground.agents is not None:
+            return AgentHandover(ground.agents)
+        assert isinstance(ground.source, LocalSource) and isinstance(ground.target, LocalTarget)
+        return Handover(
+            ground.source,
+            ground.target,
+            ground.peers,
+            addresses=self.plan.address_map(),
+            nodes=Nodes(self.plan.source.node, self.plan.target.node),
+            record_commit=self._record_commit,
+            record=self._record_handover,
+        )
 
     # -- while the workload stands ----------------------------------------------------------
 
@@ -329,16 +338,18 @@ class Mover:
         finally:
             self._fill_report(self._handover)
 
-    def _fill_report(self, handover: Handover) -> None:
+    def _fill_report(self, handover: Handover | AgentHandover) -> None:
         assert self._copy is not None
         self.report.marks["resume"] = self._copy.resumed_at
-        self.report.connections = len(handover.connections)
+        self._fill_connections(handover)
+
+    def _fill_connections(self, handover: Handover | AgentHandover) -> None:
+        self.report.connections = handover.count
         self.report.rehomed = handover.rehomed
         self.report.replayed_packets = handover.replayed
-        self.report.remarks = handover.remarks
-        self.report.handover_steps_ms = {
-            step.action.value: (step.end - step.begin) * 1e3 for step in handover.steps
-        }
+        self.report.welcomed += handover.welcomed
+        self.report.remarks = (*handover.remarks, *self._ground.datagrams.remarks)
+        self.report.handover_steps_ms = handover.steps_ms
 
     async def _remove_source(self) -> None:
         assert self._handover is not None
@@ -356,7 +367,7 @@ class Mover:
         if failures:
             raise failures[0]
 
-    async def _switch_over(self, handover: Handover) -> None:
+    async def _switch_over(self, handover: Handover | AgentHandover) -> None:
         switching = asyncio.create_task(asyncio.to_thread(self._switch))
         last = time.monotonic() + self.plan.deadlines.follow
         ended = asyncio.Event()

@@ -71,6 +71,13 @@ class Deadlines(_Part):
     )
 
 
+class Agents(_Part):
+    """The control sockets of the agents of both nodes. They have the peers; ours are not used."""
+
+    source: Path
+    target: Path
+
+
 class MovePlan(_Part):
     """A move. ``addresses`` maps the workload's old addresses to its new ones."""
 
@@ -82,6 +89,11 @@ class MovePlan(_Part):
     )
     addresses: Mapping[IPvAnyAddress, IPvAnyAddress]
     peers: tuple[PeerNode, ...] = ()
+    agents: Agents | None = Field(
+        default=None,
+        description="who moves the connections; default: this process, which then has to be root "
+        "in all the namespaces",
+    )
     deadlines: Deadlines = Deadlines()
     logs: Path = Field(
         default=Path("/var/log/mycoproxy"), description="where a failed move leaves its logs"

@@ -75,6 +75,21 @@ class Handover:
         """Where the handover is."""
         return self._driver.state
 
+    @property
+    def count(self) -> int:
+        """How many connections there are."""
+        return len(self.connections)
+
+    @property
+    def steps_ms(self) -> dict[str, float]:
+        """How long each action took, in milliseconds."""
+        return {step.action.value: (step.end - step.begin) * 1e3 for step in self.steps}
+
+    @property
+    def welcomed(self) -> int:
+        """New connections that were passed on and not counted by ``follow``: none."""
+        return 0
+
     async def ready(self) -> None:
         """Hold, capture, re-home, establish. Raises ``HandoverError``; then all is undone."""
         if await self._driver.feed(Event.START) is not State.READY:

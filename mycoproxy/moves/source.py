@@ -60,7 +60,11 @@ class Report:
             "marks": self.marks,
             "connections": self.connections,
             "rehomed": [
-                {"peer": one.peer, "connection": str(one.connection), "path": one.path.value}
+                {
+                    "peer": one.peer,
+                    "name": [part for end in one.connection for part in end],
+                    "path": one.path.value,
+                }
                 for one in self.rehomed
             ],
             "remarks": list(self.remarks),
