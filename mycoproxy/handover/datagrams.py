@@ -13,6 +13,7 @@ could be reset, and nothing in here makes a move fail. Order:
 Nothing is undone, because nothing happens before the move can no longer be undone.
 """
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -140,8 +141,11 @@ class Datagrams:
         if not self._ends:
             return 0
         self._live = True
-        arrived = await self._source.arrived()
-        named = [(_wired(one.flow), one) for one in arrived]
+        named = [(_wired(one.flow), one) for one in await self._source.arrived()]
+        for group in {flow.local for flow, _ in named if _is_group(flow.local)}:
+            # It would go out to the whole group again.
+            self._remark(f"UDP {group}: what came to this multicast group is not passed on")
+        named = [(flow, one) for flow, one in named if not _is_group(flow.local)]
         await self._look_at(flow for flow, _ in named)
         try:
             await self._lead(flow for flow in self._surveyed if flow not in self._after)
@@ -197,6 +201,10 @@ class Datagrams:
 
     def _remark(self, remark: str) -> None:
         self._remarks[remark] = None
+
+
+def _is_group(end: Endpoint) -> bool:
+    return ipaddress.ip_address(end.address).is_multicast
 
 
 def _wired(flow: FourTuple) -> FourTuple:

@@ -117,10 +117,13 @@ class DatagramFlows:
     def __init__(self) -> None:
         self._conntrack = Conntrack()
         self._leads = False
+        self._made = False
 
     def close(self) -> None:
-        """Close the socket. What is led stays led."""
+        """Close the socket. What is led stays led; what was made for nothing is removed."""
         self._conntrack.close()
+        if self._made:
+            forget()
 
     def of_workload(
         self, addresses: Mapping[str, str], ports: Iterable[int]
@@ -159,6 +162,7 @@ class DatagramFlows:
         with Nft() as nft:
             if not nft.has_table(TABLE):
                 nft.run(_RULESET)
+                self._made = True
         self._leads = True
 
     def lead(self, entries: Sequence[ConntrackEntry]) -> None:
@@ -168,6 +172,7 @@ class DatagramFlows:
         """
         if any(entry.has_nat for entry in entries):
             self.install()
+        self._made = self._made and not entries
         left = list(entries)
         refused: dict[ConntrackEntry, int] = {}
         for _ in range(_ATTEMPTS):

@@ -23,8 +23,10 @@ from mycoproxy.handover import HandoverError, LocalTarget
 from mycoproxy.namespaces import NamespaceWorker
 from netlab import inventory, services, topology
 from netlab.lab import Lab, running
+from netlab.moving import _settle as settle
 from netlab.moving import move_pod
 from netlab.paths.table import WORKLOAD
+from netlab.pods import Pod
 
 DEADLINE = 5.0  # for an answer
 BEAT = 0.02
@@ -72,6 +74,11 @@ class UdpLab:
             text = text.replace("tcp dport", "udp dport")
             self.lab.node(node).worker.call(services.apply, text)
 
+    def settle(self, lab: Lab, target: Pod) -> None:
+        """The workload is there now: what a move does for netlab's own Services, and for these."""
+        settle(lab, target)
+        self._lead_services()
+
     def worker(self, place: str) -> NamespaceWorker:
         if place not in self._workers:
             pods = {pod.name for pod in self.lab.topology.pods}
@@ -101,7 +108,6 @@ class UdpLab:
                 frozen()
 
         report = asyncio.run(move_pod(self.lab, WORKLOAD, node, logs=self.logs, progress=progress))
-        self._lead_services()
         self.reports.append(report)
         return report
 
@@ -142,11 +148,12 @@ class UdpLab:
 
 
 @pytest.fixture
-def udp(lab_name: str, tmp_path: Path) -> Iterator[UdpLab]:
+def udp(lab_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UdpLab]:
     wanted = topology.load(Path("kube-service")).model_dump(mode="json")
     next(pod for pod in wanted["pods"] if pod["name"] == WORKLOAD)["image"] = "datagrams"
     with running(topology.Topology.model_validate(wanted), lab_name) as lab:
         made = UdpLab(lab, tmp_path)
+        monkeypatch.setattr("netlab.moving._settle", made.settle)
         try:
             yield made
         finally:
@@ -272,6 +279,41 @@ def test_clients_that_nobody_can_tell_go_on_through_the_old_node_and_it_is_said(
     assert len(first) == 4
     assert all("goes on through alpha" in remark for remark in first)
     assert back == ()  # alpha goes on leading them, now to its own pod
+
+
+@pytest.mark.parametrize("dials", ["virtual", "any"])
+def test_whoever_asks_for_the_first_time_during_a_move_is_answered(udp: UdpLab, dials: str) -> None:
+    """Each with a socket of its own. Of those that dial the pod, who come before it has left."""
+    clients: list[Asker] = []
+    moved = threading.Event()
+
+    def keep_coming() -> None:
+        while not moved.wait(0.01):
+            clients.extend(askers(udp, [("client-gamma", dials)]))
+            for client in clients[-2:]:
+                client.ask()
+
+    coming = threading.Thread(target=keep_coming)
+    coming.start()
+    leave = udp.settle
+
+    def settled(lab: Lab, target: Pod) -> None:
+        if dials == "any":
+            moved.set()
+        leave(lab, target)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("netlab.moving._settle", settled)
+            udp.move("beta")
+    finally:
+        moved.set()
+        coming.join()
+    deadline = time.monotonic() + DEADLINE
+    for client in clients:
+        client.listen(deadline)
+    assert len(clients) > 10
+    assert [client.name for client in clients if client.unanswered or client.strange] == []
 
 
 class Player:

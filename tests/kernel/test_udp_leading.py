@@ -104,6 +104,16 @@ def test_a_client_without_conntrack_is_led_in_its_own_namespace_and_back(
         assert TABLE not in lab.ruleset("client")
 
 
+def test_what_was_made_for_nothing_is_removed(network: Any, version: int) -> None:
+    with service_lab(network, nat=False) as lab:
+        flows = lab.client.call(DatagramFlows)
+        lab.client.call(flows.install)
+        assert TABLE in lab.ruleset("client")
+        assert lab.client.call(flows.of_workload, {lab.address["a", version]: "x"}, [PORT]) == {}
+        lab.client.call(flows.close)
+        assert TABLE not in lab.ruleset("client")
+
+
 def test_whom_the_workload_called_sees_its_old_address(network: Any, version: int) -> None:
     with service_lab(network, nat=False) as lab:
         a, b = server(lab, "a", version), server(lab, "b", version)

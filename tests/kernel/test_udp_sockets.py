@@ -160,6 +160,7 @@ def test_one_that_cannot_be_delivered_does_not_keep_others_back(
     server = bound(stack, netns_pair.right, netns_pair.right_v4)
     local = Endpoint(*server.getsockname())
     flow = FourTuple(local, Endpoint(netns_pair.left_v4, 4321))
+    # There is no route to it.
     nowhere = FourTuple(Endpoint("198.51.100.99", 1), flow.remote)
     with pytest.raises(OSError, match="1 datagrams not delivered"):
         netns_pair.right.call(deliver, [Datagram(nowhere, b"x"), Datagram(flow, b"y")])
