@@ -193,12 +193,26 @@ class Translate:
         """What is translated: the connection as it was dialled -> the address where it is now."""
         if not self._nft.has_table(TABLE):
             return {}
+        return self._live(self._listed())
+
+    def _listed(self) -> dict[FourTuple, str]:
+        """What stands in the maps, also what a SYN has ended."""
+        if not self._nft.has_table(TABLE):
+            return {}
         found: dict[FourTuple, str] = {}
         for name in ("moved4", "moved6"):
             for key, value in self._nft.elements(TABLE, name):
                 client, dialled = read_pair(key)
                 found[FourTuple(local=dialled, remote=client)] = read_address(value)
         return found
+
+    def _live(self, translations: Translations) -> dict[FourTuple, str]:
+        live = {key for name in _LIVE for key, _ in self._nft.elements(TABLE, name)}
+        return {
+            dialled: now
+            for dialled, now in translations.items()
+            if pair_key(dialled.remote, dialled.local) in live
+        }
 
     def add(self, moves: Iterable[Move]) -> None:
         """Translate these connections from now on, all at once.
@@ -208,7 +222,7 @@ class Translate:
         self.install()
         wanted = list(moves)
         names = {FourTuple(*map(on_the_wire, move.connection)) for move in wanted}
-        if not names.isdisjoint(self.list()):
+        if not names.isdisjoint(self._listed()):
             self.tidy()  # it is where it was dialled: that is another one, which ended the first
         self._change(lambda before: compose(before, wanted))
 
@@ -233,15 +247,11 @@ class Translate:
         """
         if not self._nft.has_table(TABLE):
             return 0
-        current = self.list()
-        live = {key for name in _LIVE for key, _ in self._nft.elements(TABLE, name)}
-        ended = {
-            dialled: now
-            for dialled, now in current.items()
-            if pair_key(dialled.remote, dialled.local) not in live
-        }
+        listed = self._listed()
+        live = self._live(listed)
+        ended = {dialled: now for dialled, now in listed.items() if dialled not in live}
         parts = _elements_of(ended).values()
-        unneeded = self._reserved() - {one.remote.port for one in current.keys() - ended.keys()}
+        unneeded = self._reserved() - {dialled.remote.port for dialled in live}
         self._nft.change(
             TABLE,
             [
@@ -261,7 +271,7 @@ class Translate:
 
     def _change(self, change: Callable[[Translations], Translations]) -> None:
         for left in reversed(range(_ATTEMPTS)):
-            before = self.list()
+            before = self._listed()
             try:
                 self._replace(before, change(before))
             except NetfilterError as error:

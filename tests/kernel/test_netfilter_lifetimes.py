@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Iterator
@@ -364,6 +365,7 @@ def test_a_reused_address_is_reached_from_the_same_port_though_nobody_has_cleare
     moved.end(by)
     assert moved.dialled in lab.client.call(translate.list)
     client = _dial_once_it_may(lab, lab.address["a", version], moved.port)
+    assert lab.client.call(translate.list) == {}
     server = lab.keep(moved.listener.accept()[0])
     assert tuple_of(server) == moved.dialled
     assert_talks(client, server)
@@ -458,3 +460,18 @@ def test_a_moved_connections_port_is_refused_towards_the_new_address_as_long_as_
     moved.end("reset")
     lab.client.call(translate.remove, [moved.dialled])
     assert _dial(lab, lab.address["b", version], from_port=moved.port).getpeername()
+
+
+def test_thousands_of_sockets_are_looked_up_at_once(lab: Lab) -> None:
+    listener = lab.listen("a", 4)
+    pairs = [lab.connect(listener, lab.address["a", 4]) for _ in range(200)]
+    lookup = lab.on("client", SocketLookup)
+    names = [tuple_of(client) for client, _ in pairs]
+    nobody = [
+        name._replace(local=name.local._replace(port=port + 1)) for port, name in enumerate(names)
+    ]
+    asked = [name for pair in zip(names, nobody, strict=True) for name in pair] * 10
+    found = lab.client.call(lookup.find_all, asked)
+    assert list(found) == names
+    for (client, _), name in zip(pairs, names, strict=True):
+        assert found[name].inode == os.fstat(client.fileno()).st_ino
