@@ -1,8 +1,8 @@
-"""The TCP addresses in use in a network namespace, for the preflight's "address taken".
+"""The addresses in use in a network namespace: TCP's for the preflight's "address taken", UDP's.
 
-Read from ``/proc/thread-self/net/tcp{,6}`` (proc_pid_net(5)), so call it on the namespace's worker:
-``worker.call(addresses_in_use)``. A socket that is bound but neither listens nor is connected is
-not in there.
+Read from ``/proc/thread-self/net/`` (proc_pid_net(5)), so call it on the namespace's worker:
+``worker.call(addresses_in_use)``. A TCP socket that is bound but neither listens nor is connected
+is not in there.
 """
 
 import socket
@@ -30,10 +30,22 @@ class AddressInUse:
 
 def addresses_in_use() -> tuple[AddressInUse, ...]:
     """All TCP sockets of the calling thread's network namespace that have an address."""
+    return _read("tcp", "tcp6")
+
+
+def datagram_addresses_in_use() -> tuple[AddressInUse, ...]:
+    """All UDP sockets of the calling thread's network namespace that are bound.
+
+    ``remote`` is port 0 of no address unless they are connected.
+    """
+    return _read("udp", "udp6")
+
+
+def _read(*names: str) -> tuple[AddressInUse, ...]:
     lines: list[str] = []
-    for name in ("tcp", "tcp6"):
+    for name in names:
         table = _NET / name
-        if table.exists():  # no tcp6 where IPv6 is off
+        if table.exists():  # no tcp6, udp6 where IPv6 is off
             lines += table.read_text().splitlines()[1:]
     return tuple(parse_line(line) for line in lines)
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from mycoproxy.addresses import FourTuple
+from mycoproxy.addresses import FourTuple, wire_address
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.datagram_routes import FlowOffer, FlowTask
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.anchor import address_toward
 from mycoproxy.netfilter.datagram_flows import DatagramFlows, led_entry, moved_end
+from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.entry import ConntrackEntry
 from mycoproxy.netfilter.local_addresses import local_addresses
 from mycoproxy.netfilter.paths import Network, Path, Standpoint, choose_path
+from mycoproxy.socktable import datagram_addresses_in_use
 
 
 class _Place:
@@ -80,7 +82,12 @@ class LocalDatagramPeer:
     ) -> list[FlowOffer]:
         found = place.opened().of_workload(addresses, ports)
         place.entries.update(found)
-        return self._offers(place, {**found}, addresses, home=home)
+        # Nothing may track those that dialled the workload itself.
+        dialled = dict.fromkeys(_dialled_from_here(addresses, ports))
+        offers = self._offers(place, {**dialled, **found}, addresses, home=home)
+        if any(offer.path is Path.TRANSLATE for offer in offers):
+            place.opened().install()  # it takes longer than all the rest: ahead of the handover
+        return offers
 
     async def ask(
         self, flows: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
@@ -106,7 +113,7 @@ class LocalDatagramPeer:
             place, {flow: found.get(flow) for flow in flows}, addresses, home=home
         )
         if any(offer.path is Path.TRANSLATE for offer in offers):
-            place.opened().install()  # it takes longer than all the rest: ahead of the handover
+            place.opened().install()
         return offers
 
     def _offers(
@@ -159,6 +166,17 @@ class LocalDatagramPeer:
         """Close what was opened. What is led stays led."""
         for place in (self._host, *self._pods):
             await place.worker.run(place.close)
+
+
+def _dialled_from_here(addresses: Mapping[str, str], ports: Sequence[int]) -> list[FourTuple]:
+    """The flows of the connected UDP sockets of the calling thread's namespace."""
+    return [
+        FourTuple(on_the_wire(used.remote), on_the_wire(used.local))
+        for used in datagram_addresses_in_use()
+        if used.remote is not None
+        and used.remote.port in ports
+        and wire_address(used.remote.address) in addresses
+    ]
 
 
 def _lead(place: _Place, tasks: Sequence[FlowTask]) -> None:

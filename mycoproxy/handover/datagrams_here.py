@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 
-from mycoproxy.errors import MycoError
 from mycoproxy.handover.datagram_ends import LocalDatagramSource, LocalDatagramTarget
 from mycoproxy.handover.datagram_peer import LocalDatagramPeer
 from mycoproxy.handover.datagrams import Datagrams
@@ -89,5 +88,5 @@ class LocalDatagrams:
     async def _tried(self, step: Awaitable[object]) -> None:
         try:
             await step
-        except (MycoError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - of whatever kind, it must not cost the move
             self._failures[f"UDP flows: {error}"] = None

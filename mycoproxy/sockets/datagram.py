@@ -12,13 +12,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.kernel import pidfd_getfd
 from mycoproxy.sockets.held import socket_descriptors
 from mycoproxy.sockets.names import DescriptorName
 from mycoproxy.sockets.tasks import Task
+from mycoproxy.socktable import datagram_addresses_in_use
 
 _SO_PEEK_OFF = 42  # include/uapi/asm-generic/socket.h
 _SO_MEMINFO = 55
@@ -132,13 +132,8 @@ def take_datagram_sockets(tasks: Iterable[Task]) -> list[HeldDatagramSocket]:
 
 
 def _bound_here() -> frozenset[int]:
-    """The inodes of all bound UDP sockets of the calling thread's namespace (proc_pid_net(5))."""
-    found: set[int] = set()
-    for name in ("udp", "udp6"):
-        table = Path(f"/proc/thread-self/net/{name}")
-        if table.exists():
-            found.update(int(line.split()[9]) for line in table.read_text().splitlines()[1:])
-    return frozenset(found)
+    """The inodes of all bound UDP sockets of the calling thread's namespace."""
+    return frozenset(used.inode for used in datagram_addresses_in_use())
 
 
 def _held(sock: socket.socket, names: tuple[DescriptorName, ...]) -> HeldDatagramSocket | None:
