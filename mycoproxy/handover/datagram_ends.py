@@ -31,10 +31,13 @@ class LocalDatagramSource:
 
     async def collect(self) -> Sequence[DatagramEnd]:
         """See ``DatagramSource``."""
+        before = {_inode(one): one.dropped for one in self._sockets}
         self.close()
         self._sockets = await self._worker.run(
             lambda: take_datagram_sockets(tasks_of(self._init_pid))
         )
+        for one in self._sockets:
+            one.dropped = before.get(_inode(one), one.dropped)
         return [DatagramEnd(one.local, one.remote) for one in self._sockets]
 
     async def arrived(self) -> Sequence[Datagram]:
@@ -53,6 +56,10 @@ class LocalDatagramSource:
         sockets, self._sockets = self._sockets, []
         for one in sockets:
             one.sock.close()
+
+
+def _inode(held: HeldDatagramSocket) -> int:
+    return os.fstat(held.sock.fileno()).st_ino
 
 
 class LocalDatagramTarget:

@@ -45,7 +45,8 @@ class DatagramSource(Protocol):
         """What waits in them, but for what was returned before. It stays there."""
 
     async def drops(self) -> Mapping[Endpoint, int]:
-        """How many datagrams there was no room for since ``collect``, where there were any."""
+        """How many datagrams there was no room for since the first ``collect``, where there were
+        any."""
 
 
 class DatagramPeer(Protocol):

@@ -175,15 +175,17 @@ class DatagramFlows:
         self._made = self._made and not entries
         left = list(entries)
         refused: dict[ConntrackEntry, int] = {}
+        # One of that name is mostly there where there is NAT; in any case is tried what is quicker.
+        self._conntrack.delete([entry for entry in left if entry.has_nat])
         for _ in range(_ATTEMPTS):
-            # The kernel finds an entry by either of its tuples.
-            self._conntrack.delete([*left, *(replace(one, orig=one.reply) for one in left)])
             errnos = self._conntrack.insert(left)
             now = {one: number for one, number in zip(left, errnos, strict=True) if number}
             refused |= {one: number for one, number in now.items() if number != errno.EEXIST}
             left = [one for one, number in now.items() if number == errno.EEXIST]
             if not left:
                 break
+            # The kernel finds an entry by either of its tuples.
+            self._conntrack.delete([*left, *(replace(one, orig=one.reply) for one in left)])
         refused |= dict.fromkeys(left, errno.EEXIST)
         if refused:
             entry, number = next(iter(refused.items()))
