@@ -292,6 +292,7 @@ class Mover:
     async def _hand_over(self) -> None:
         assert self._copy is not None and self._handover is not None
         self._ground.target.collect(self._copy_init, self._copy.pids())
+        await self._ground.datagrams.restore(self._copy_init, self._copy.pids())
         await self._handover.ready()
 
     async def _commit(self) -> None:

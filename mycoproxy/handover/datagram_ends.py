@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from mycoproxy.addresses import Endpoint
@@ -13,6 +13,7 @@ from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.elements import on_the_wire, packed
 from mycoproxy.sockets import tasks_of
 from mycoproxy.sockets.datagram import Datagram, HeldDatagramSocket, take_datagram_sockets
+from mycoproxy.sockets.datagram_options import read_options, set_options
 from mycoproxy.tcp.segments import checksum_of
 
 _UDP = struct.Struct("!HHHH")  # source port, destination port, length, checksum
@@ -38,7 +39,10 @@ class LocalDatagramSource:
         )
         for one in self._sockets:
             one.dropped = before.get(_inode(one), one.dropped)
-        return [DatagramEnd(one.local, one.remote) for one in self._sockets]
+        return [
+            DatagramEnd(one.local, one.remote, one.names, read_options(one.sock))
+            for one in self._sockets
+        ]
 
     async def arrived(self) -> Sequence[Datagram]:
         """See ``DatagramSource``."""
@@ -67,6 +71,30 @@ class LocalDatagramTarget:
 
     def __init__(self, worker: NamespaceWorker) -> None:
         self._worker = worker
+        self._init_pid = 0
+        self._pids: Sequence[int] = ()
+
+    def found(self, init_pid: int, pids: Iterable[int]) -> None:
+        """The copy is there; as ``LocalTarget.collect``."""
+        self._init_pid, self._pids = init_pid, tuple(pids)
+
+    async def restore(self, ends: Sequence[DatagramEnd]) -> Sequence[str]:
+        """See ``DatagramTarget``. Raises ``OSError``."""
+        return await self._worker.run(self._restore, ends)
+
+    def _restore(self, ends: Sequence[DatagramEnd]) -> list[str]:
+        remarks = []
+        taken = take_datagram_sockets(tasks_of(self._init_pid, self._pids))
+        copies = {name: held for held in taken for name in held.names}
+        for end in ends:
+            held = next((copies[name] for name in end.names if name in copies), None)
+            if held is None:
+                remarks.append(f"UDP {end.local}: the copy does not have this socket")
+            elif refused := set_options(held.sock, end.options):
+                remarks.append(f"UDP {end.local}: {', '.join(refused)} could not be set again")
+        for held in taken:
+            held.sock.close()
+        return remarks
 
     async def deliver(self, datagrams: Sequence[Datagram]) -> None:
         """See ``DatagramTarget``. Raises ``OSError`` for the first that could not be delivered."""

@@ -5,6 +5,7 @@ could be reset, and nothing in here makes a move fail. Order:
 
 * ``survey`` while the workload runs: it walks conntrack tables, which takes too long for a freeze;
 * ``collect`` while it stands: the sockets that there are in the end;
+* ``restore`` when the copy is there: options of the sockets that CRIU does not know;
 * ``deliver`` when the target is live and before its tasks run: flows are led to the new address,
   what waits at the old one is passed on;
 * ``survey`` again when they run, for flows that began since the first;
@@ -15,7 +16,7 @@ Nothing is undone, because nothing happens before the move can no longer be undo
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
@@ -24,15 +25,22 @@ from mycoproxy.handover.leading import Nodes, all_of
 from mycoproxy.handover.sides import is_inside
 from mycoproxy.netfilter.datagram_flows import moved_end
 from mycoproxy.netfilter.elements import on_the_wire
+from mycoproxy.sockets import DescriptorName
 from mycoproxy.sockets.datagram import Datagram
+from mycoproxy.sockets.datagram_options import Options
 
 
 @dataclass(frozen=True, slots=True)
 class DatagramEnd:
-    """A UDP socket of the workload; ``remote`` if it is connected."""
+    """A UDP socket of the workload; ``remote`` if it is connected.
+
+    ``names`` and ``options`` are what the same socket of the copy is found by, and gets.
+    """
 
     local: Endpoint
     remote: Endpoint | None = None
+    names: tuple[DescriptorName, ...] = ()
+    options: Options = field(default_factory=dict, hash=False)
 
 
 class DatagramSource(Protocol):
@@ -70,6 +78,12 @@ class DatagramPeer(Protocol):
 
 class DatagramTarget(Protocol):
     """The sockets where the workload is."""
+
+    async def restore(self, ends: Sequence[DatagramEnd]) -> Sequence[str]:
+        """Give the copy's sockets the options that CRIU leaves out. The copy is there and stands.
+
+        Returns what could not be done, in words.
+        """
 
     async def deliver(self, datagrams: Sequence[Datagram]) -> None:
         """Put datagrams into the queues of whatever sockets they are for."""
@@ -126,6 +140,12 @@ class Datagrams:
         """Take the sockets as they are now that the tasks stand. Raises as ``survey``."""
         self._ends = await self._source.collect()
         await self._look_at(self._connected())
+
+    async def restore(self) -> None:
+        """The copy is there: make its sockets what the source's are. Raises as ``survey``."""
+        if self._ends:
+            for remark in await self._target.restore(self._ends):
+                self._remark(remark)
 
     async def _look_at(self, flows: Iterable[FourTuple]) -> None:
         """Ask every node about those that are new, unless it is known who leads them."""

@@ -4,7 +4,7 @@ What goes wrong is told in ``remarks``, like what cannot be kept.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from mycoproxy.handover.datagram_ends import LocalDatagramSource, LocalDatagramTarget
@@ -28,6 +28,7 @@ class LocalDatagrams:
         nodes: Nodes,
     ) -> None:
         self._source = source
+        self._target = target
         self._peers = peers
         self._all = Datagrams(source, target, peers, addresses=addresses, nodes=nodes)
         self._failures: dict[str, None] = {}
@@ -59,6 +60,11 @@ class LocalDatagrams:
     async def collect(self) -> None:
         """See ``Datagrams``."""
         await self._tried(self._all.collect())
+
+    async def restore(self, init_pid: int, pids: Iterable[int]) -> None:
+        """See ``Datagrams``. ``init_pid`` and ``pids``: see ``LocalTarget.collect``."""
+        self._target.found(init_pid, pids)
+        await self._tried(self._all.restore())
 
     async def deliver(self) -> None:
         """See ``Datagrams``."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _LARGEST = 1 << 16
+_IP_PKTINFO = 8  # include/uapi/linux/in.h
 _ANYWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 Address = tuple[Any, ...]
@@ -86,6 +87,8 @@ class _Socket:
             "received": self.received,
             "sources": sorted(self.sources),
             "last": self.last,
+            "pktinfo": self.sock.getsockopt(socket.IPPROTO_IP, _IP_PKTINFO),
+            "tos": self.sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS),
         }
 
 
@@ -112,6 +115,9 @@ class End:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         sock.bind((address, port))
+        # What servers ask for: CRIU does not.
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0xB8)
         self._sockets.append(_Socket(name, sock))
 
     def call(self, host: str, port: int, name: str) -> None:

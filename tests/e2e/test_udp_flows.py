@@ -316,6 +316,16 @@ def test_whoever_asks_for_the_first_time_during_a_move_is_answered(udp: UdpLab, 
     assert [client.name for client in clients if client.unanswered or client.strange] == []
 
 
+def test_sockets_keep_the_options_that_servers_ask_for(udp: UdpLab) -> None:
+    before = udp.report()
+    report = udp.move("beta")
+    assert report.remarks == ()
+    after = udp.report()
+    for name in ("any4", "any6", "dual", "own4", "own6"):
+        assert (before[name]["pktinfo"], before[name]["tos"]) == (1, 0xB8)
+        assert (after[name]["pktinfo"], after[name]["tos"]) == (1, 0xB8), name
+
+
 class Player:
     """A game: both sides send 50 datagrams a second, with numbers."""
 
