@@ -6,11 +6,12 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from migrate.machine.mover import Mover
-from migrate.machine.plan import Deadlines, MovePlan, PeerNode, Side
+from migrate.machine.plan import Agents, Deadlines, MovePlan, PeerNode, Side
 from migrate.machine.report import MoveReport
 from mycoproxy.errors import UsageError
 from mycoproxy.handover import until_finished
 from mycoproxy.namespaces import NamespaceWorker
+from netlab.agents import LabAgents
 from netlab.lab import Lab, LabNode
 from netlab.pods import Pod
 
@@ -22,6 +23,7 @@ def plan_move(
     *,
     logs: Path | None = None,
     deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
+    agents: LabAgents | None = None,
 ) -> MovePlan:
     """The plan that moves a pod from one sandbox of a lab into another one.
 
@@ -42,6 +44,9 @@ def plan_move(
             for node in lab.nodes
             if lab.topology.cluster is None or node.spec.pod_bridge
         ),
+        agents=None
+        if agents is None
+        else Agents(source=agents.socket(source.node), target=agents.socket(target.node)),
         deadlines=deadlines,
         logs=logs or lab.logs,
     )
@@ -55,6 +60,7 @@ async def move_pod(
     logs: Path | None = None,
     deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
     progress: Callable[[str], None] = lambda _: None,
+    agents: LabAgents | None = None,
 ) -> MoveReport:
     """Move pod ``name`` to ``node``, as a person who drains a node would have it.
 
@@ -65,7 +71,7 @@ async def move_pod(
     if source.node == node:
         raise UsageError(f"pod {name} is on {node} already")
     target = lab.make_sandbox(name, node)
-    plan = plan_move(lab, source, target, logs=logs, deadlines=deadlines)
+    plan = plan_move(lab, source, target, logs=logs, deadlines=deadlines, agents=agents)
     mover = Mover(plan, progress=progress, switch=lambda: _settle(lab, target))
     try:
         return await mover.run()

@@ -13,7 +13,9 @@ from mycoproxy.namespaces import NamespaceWorker
 
 
 class NodeNamespaces:
-    """Threads in the namespaces of this node, made when they are first needed.
+    """Threads in the namespaces of this node. One stays in the node's own; those in pods end with
+    the move that they were made for: a thread keeps a namespace alive, and another one may come
+    under its path.
 
     ``pods`` are patterns of paths, as the runtime mounts the namespaces (``/run/netns/cni-*``).
     """
@@ -21,41 +23,34 @@ class NodeNamespaces:
     def __init__(self, host: Path, pods: Sequence[str]) -> None:
         self._host_path = host
         self._patterns = tuple(pods)
-        self._workers: dict[Path, NamespaceWorker] = {}
+        self._host: NamespaceWorker | None = None
         self._addresses: dict[Path, tuple[int, frozenset[str]]] = {}
 
     @property
     def host(self) -> NamespaceWorker:
         """The node's own."""
-        return self.worker(self._host_path)
+        if self._host is None:
+            self._host = NamespaceWorker(self._host_path)
+        return self._host
 
     @property
     def host_path(self) -> Path:
         """Where that is."""
         return self._host_path
 
-    def worker(self, path: Path) -> NamespaceWorker:
-        """A thread in the namespace at ``path``. Raises ``MycoError``, ``OSError``."""
-        if path not in self._workers:
-            self._workers[path] = NamespaceWorker(path)
-        return self._workers[path]
+    def workload(self, path: Path) -> NamespaceWorker:
+        """A new thread in a workload's namespace, for the caller to close.
 
-    def pod(self, path: Path) -> NamespaceWorker:
-        """A thread in a workload's namespace. ``RefusedError`` if it is the node's own, or this
-        process's: a shield or a hold there would cut off the whole node. Raises ``OSError``."""
+        ``RefusedError`` if it is the node's own, or this process's: a shield or a hold there would
+        cut off the whole node. Raises ``OSError``.
+        """
         for own in (self._host_path, Path("/proc/self/ns/net")):
             if own.stat().st_ino == path.stat().st_ino:
                 raise RefusedError(
                     f"{path} is the network namespace of the node itself: only what has one of its "
                     "own can be moved"
                 )
-        return self.worker(path)
-
-    def forget(self, path: Path) -> None:
-        """The namespace is of no use any more: end its thread."""
-        self._addresses.pop(path, None)
-        if (worker := self._workers.pop(path, None)) is not None:
-            worker.close()
+        return NamespaceWorker(path)
 
     async def with_addresses(self, wanted: Collection[str]) -> list[Path]:
         """The pods' namespaces that have one of these addresses."""
@@ -89,10 +84,10 @@ class NodeNamespaces:
             return worker.call(_addresses_here)
 
     def close(self) -> None:
-        """End all threads."""
-        for worker in self._workers.values():
-            worker.close()
-        self._workers.clear()
+        """End the thread that stayed."""
+        if self._host is not None:
+            self._host.close()
+            self._host = None
 
 
 def _addresses_here() -> frozenset[str]:

@@ -8,6 +8,7 @@ from mycoproxy.addresses import FourTuple
 from mycoproxy.handover import LocalNode, LocalPeer, Offer, Task, plain
 from mycoproxy.handover.peer import Changes
 from mycoproxy.moves.namespaces import NodeNamespaces
+from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.paths import Network
 from mycoproxy.tcp import Segment
 
@@ -32,6 +33,7 @@ class PeerPart:
         self._attach: Attach | None = None
         self._noted = 0
         self._pods: dict[Path, LocalPeer] = {}
+        self._workers: list[NamespaceWorker] = []
         self._host = LocalPeer(
             name,
             namespaces.host,
@@ -99,15 +101,19 @@ class PeerPart:
     async def close(self) -> None:
         """Close what was only for the time of the move."""
         await self._node.close()
+        for worker in self._workers:
+            worker.close()
 
     async def _find(self, addresses: Collection[str]) -> list[LocalPeer]:
         found = await self._namespaces.with_addresses(addresses)
         return [await self._pod(path) for path in found if path not in self._pods]
 
     async def _pod(self, path: Path) -> LocalPeer:
+        worker = NamespaceWorker(path)
+        self._workers.append(worker)
         pod = LocalPeer(
             self.name,
-            self._namespaces.worker(path),
+            worker,
             self._move,
             note=lambda changes: self._note(path, changes),
         )

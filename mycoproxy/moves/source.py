@@ -101,7 +101,8 @@ class SourcePart:
         self._target = target
         self._peers = tuple(peers)
         self._namespaces = namespaces
-        self._local = LocalSource(namespaces.pod(Path(place.netns)), place.init_pid, place.move)
+        self._worker = namespaces.workload(Path(place.netns))
+        self._local = LocalSource(self._worker, place.init_pid, place.move)
         self._leading = Leading(
             (home, *peers), addresses=place.addresses, nodes=Nodes(home.name, target.name)
         )
@@ -235,6 +236,7 @@ class SourcePart:
     async def close(self) -> None:
         """Close the duplicates of the sockets, and what was for the time of the move."""
         await _each(self._local.close(), self._home.close())
+        self._worker.close()
 
     @classmethod
     def place_of(cls, attachments: Mapping[str, bytes]) -> SourcePlace | None:

@@ -1,6 +1,7 @@
 """The target's part in a move: the workload's new place on this node."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from mycoproxy.moves.driver import Answer, Channel, DriverError, Order
 from mycoproxy.moves.namespaces import NodeNamespaces
 from mycoproxy.moves.peer import Attach, PeerPart
 from mycoproxy.tcp import Segment
+
+log = logging.getLogger(__name__)
 
 _PLACE, _CONNECTIONS, _PATHS = "target", "connections", "paths"
 
@@ -47,7 +50,8 @@ class TargetPart:
         self.orders = orders
         self.live: asyncio.Future[WentLive] = asyncio.get_running_loop().create_future()
         self._namespaces = namespaces
-        self._local = LocalTarget(namespaces.pod(Path(place.netns)), place.move)
+        self._worker = namespaces.workload(Path(place.netns))
+        self._local = LocalTarget(self._worker, place.move)
         self._attach: Attach | None = None
         self._noted: _Noted | None = None
 
@@ -91,13 +95,21 @@ class TargetPart:
         if answer is not Answer.RUNNING:
             if self._noted is not None:
                 await self._local.recall(*self._noted)
-            live = await self._local.go_live(())
+            live = await self._go_live()
             await self.orders.give(Order.RUN)
         else:
             live = WentLive(0, ())
         await self.node.finish()
         if not self.live.done():
             self.live.set_result(live)
+
+    async def _go_live(self) -> WentLive:
+        """There is no way back: what could not be let live is told, and the rest runs."""
+        try:
+            return await self._local.go_live(())
+        except (MycoError, OSError) as error:
+            log.error("%s: %s", self.place.move, error)  # noqa: TRY400
+            return WentLive(0, (str(error),))
 
     async def deliver(self, lost: Sequence[Segment]) -> WentLive:
         """Segments that were lost, once it is live."""
@@ -129,6 +141,7 @@ class TargetPart:
     async def close(self) -> None:
         """Close the duplicates of its sockets, and lift the shield."""
         await all_of(self._local.close(), self.node.close())
+        self._worker.close()
 
     @classmethod
     def place_of(cls, attachments: Mapping[str, bytes]) -> TargetPlace | None:
