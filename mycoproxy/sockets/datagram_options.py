@@ -1,7 +1,8 @@
 """The options of a UDP socket that CRIU does not restore: read from one socket, set on another.
 
-A server that is bound to every address mostly asks for IP_PKTINFO, to answer from the address that
-it was asked at; without it, it would go on deaf on one ear.
+CRIU 4.2 restores IP_PKTINFO, IP_TOS, IP_TTL and IP_FREEBIND of IPv4 sockets, and IPV6_RECVPKTINFO.
+Not the others: without IP_RECVERR, SO_TIMESTAMP or UDP_GRO a server that asked for them goes on
+deaf on one ear. All are looked at, for what CRIU does is up to its version.
 """
 
 import socket
