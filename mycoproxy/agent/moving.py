@@ -128,8 +128,12 @@ class Moving(Part):
         await asyncio.to_thread(self._namespaces.close)
 
     def status(self) -> dict[str, Any]:
-        """How many moves are open."""
-        return {"open": len(self._moves.status())}
+        """How many moves are open; namespaces with translations that are looked after."""
+        return {
+            "open": len(self._moves.status()),
+            "looked_after": len(self._engine.caretaker.places),
+            "translations_ended": self._engine.caretaker.removed,
+        }
 
     async def _rows(self) -> Rows:
         return Rows(

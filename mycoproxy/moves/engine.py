@@ -34,6 +34,7 @@ from mycoproxy.agreement import (
 from mycoproxy.agreement.messages import Commit
 from mycoproxy.errors import MycoError, UsageError
 from mycoproxy.handover import Connection, Task, plain
+from mycoproxy.moves.caretaker import Caretaker
 from mycoproxy.moves.driver import Channel
 from mycoproxy.moves.methods import MOST_BYTES, Method
 from mycoproxy.moves.namespaces import NodeNamespaces
@@ -83,6 +84,7 @@ class _Entry:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     told: bool = False
+    addresses: set[str] = field(default_factory=set)
 
     @property
     def role(self) -> str:
@@ -123,6 +125,7 @@ class Engine:
         self._changed = asyncio.Event()
         self._is_up = asyncio.Event()
         self._to_recall: set[MoveId] = set()
+        self.caretaker = Caretaker(self._moving_addresses)
 
     # --- an agent's life --------------------------------------------------------------------
 
@@ -137,6 +140,8 @@ class Engine:
                 log.error("%s: cannot be taken up again: %s", move, error)  # noqa: TRY400
         self._is_up.set()
         self._carry_out(orders)
+        for path in self._namespaces.paths():
+            self.caretaker.look_after(path)
         self._spawn(self._keep_time())
 
     async def stop(self) -> None:
@@ -144,6 +149,10 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.caretaker.stop()
+
+    def _moving_addresses(self) -> frozenset[str]:
+        return frozenset().union(*(entry.addresses for entry in self._entries.values()))
 
     async def _keep_time(self) -> None:
         loop = asyncio.get_running_loop()
@@ -216,6 +225,7 @@ class Engine:
         nodes = sorted({*self._known(), place.target} - {self.name})
         part = self._source(place, nodes)
         entry = self._entries[self.name, place.move] = _Entry(place.move, self.name, part)
+        entry.addresses = {*place.addresses, *place.addresses.values()}
         try:
             await part.open()
         except BaseException:
@@ -354,6 +364,7 @@ class Engine:
     async def _survey(self, entry: _Entry, args: dict[str, Any], body: Body) -> Reply:
         names = plain.names_from_bytes(await body.read(MOST_BYTES))
         addresses = plain.addresses_from_plain(args.get("addresses"))
+        entry.addresses |= {*addresses, *addresses.values()}
         node = entry.part.node if isinstance(entry.part, TargetPart) else entry.part
         assert isinstance(node, PeerPart)
         offers = await node.survey(names, addresses, home=False)
@@ -581,6 +592,8 @@ class Engine:
             await entry.part.close()
         except (MycoError, OSError) as error:
             log.warning("%s: not closed cleanly: %s", entry.name, error)
+        for path in entry.part.paths:
+            self.caretaker.look_after(path)
 
     # --- parts ------------------------------------------------------------------------------
 

@@ -52,6 +52,11 @@ class NodeNamespaces:
                 )
         return NamespaceWorker(path)
 
+    def paths(self) -> list[Path]:
+        """The node's own, and those of the pods that are there now."""
+        pods = [Path(path) for pattern in self._patterns for path in glob.glob(pattern)]  # noqa: PTH207
+        return [self._host_path, *pods]
+
     async def with_addresses(self, wanted: Collection[str]) -> list[Path]:
         """The pods' namespaces that have one of these addresses."""
         return await asyncio.to_thread(self._with_addresses, frozenset(wanted))
@@ -66,7 +71,7 @@ class NodeNamespaces:
         return [path for path, (_, addresses) in self._addresses.items() if addresses & wanted]
 
     def _refresh(self) -> None:
-        found = [Path(path) for pattern in self._patterns for path in glob.glob(pattern)]  # noqa: PTH207
+        _, *found = self.paths()
         for gone in self._addresses.keys() - set(found):
             self._addresses.pop(gone, None)
         for path in found:

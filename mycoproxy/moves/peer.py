@@ -44,6 +44,11 @@ class PeerPart:
         self._node = LocalNode(self._host, find=self._find)
         self._lock = asyncio.Lock()
 
+    @property
+    def paths(self) -> list[Path]:
+        """The namespaces in which something may be translated."""
+        return [self._namespaces.host_path, *self._pods]
+
     def attach_to(self, attach: Attach) -> None:
         """Write down ahead what is changed, from now on."""
         self._attach = attach

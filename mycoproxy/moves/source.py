@@ -112,6 +112,11 @@ class SourcePart:
         self._frozen = False
 
     @property
+    def paths(self) -> list[Path]:
+        """The namespaces in which something may be translated."""
+        return [Path(self.place.netns), *self._home.paths]
+
+    @property
     def opened(self) -> list[str]:
         """The other nodes that have made ready for this move, or may have."""
         return [peer.name for peer in self._peers]

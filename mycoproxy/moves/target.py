@@ -55,6 +55,11 @@ class TargetPart:
         self._attach: Attach | None = None
         self._noted: _Noted | None = None
 
+    @property
+    def paths(self) -> list[Path]:
+        """The namespaces in which something may be translated."""
+        return [Path(self.place.netns), *self.node.paths]
+
     def attach_to(self, attach: Attach) -> None:
         """Write down ahead what another process would have to know, from now on."""
         self._attach = attach

@@ -8,7 +8,9 @@ addresses are translated (``translate``), so that its socket goes on speaking wi
 
 The NAT is a conntrack entry like any other, made by ``rebind``; no rule leads to it. But the
 kernel looks at entries' NAT only in namespaces that have a chain of type nat at the hook
-(net/netfilter/nf_nat_core.c, nf_nat_register_fn). ``Anchors.install`` makes empty ones.
+(net/netfilter/nf_nat_core.c, nf_nat_register_fn), and at connections at all only where a rule asks
+for their state (nf_ct_netns_get). ``Anchors.install`` makes empty ones, and such a rule, which no
+packet comes to.
 """
 
 import socket
@@ -16,12 +18,14 @@ import socket
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from mycoproxy.netfilter.compiled import ANY_TABLE
 from mycoproxy.netfilter.nft import Nft
 
 TABLE = "mycoproxy-anchor"
 
 _RULESET = f"""\
-table inet {TABLE} {{
+table inet {ANY_TABLE} {{
+    chain tracking {{ ct state new return; }}
     chain prerouting {{ type nat hook prerouting priority dstnat; }}
     chain input {{ type nat hook input priority 100; }}
     chain output {{ type nat hook output priority -100; }}
@@ -41,7 +45,7 @@ class Anchors:
     def install(self) -> None:
         """Have the kernel look at entries' NAT. May be called again. Raises ``NftError``."""
         if not self._installed and not self._nft.has_table(TABLE):
-            self._nft.run(_RULESET)
+            self._nft.install(TABLE, _RULESET)
         self._installed = True
 
     def address_toward(self, destination: str) -> str | None:

@@ -19,14 +19,15 @@ from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.errors import UsageError
 from mycoproxy.marks import PLAYED
 from mycoproxy.netfilter.abi import PRIORITY_HOLD
+from mycoproxy.netfilter.compiled import ANY_TABLE
 from mycoproxy.netfilter.elements import SetChange, endpoint_key, on_the_wire, pair_key, port_key
 from mycoproxy.netfilter.nft import Nft
 
 # A connection stands in a set once, as (workload's end, peer's end); two rules look it up, one for
 # each direction. SYNs of new connections: inbound SYN and outbound SYN-ACK; the workload's own
 # connects (outbound SYN, inbound SYN-ACK) are let through.
-_RULESET = """\
-table inet {table} {{
+_RULESET = f"""\
+table inet {ANY_TABLE} {{
     set flows4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
     set flows6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
     set new4 {{ type ipv4_addr . inet_service; }}
@@ -52,8 +53,8 @@ table inet {table} {{
         ip6 saddr . tcp sport @new6 drop
     }}
     chain prerouting {{
-        type filter hook prerouting priority {priority}; policy accept;
-        meta mark {played} accept
+        type filter hook prerouting priority {PRIORITY_HOLD}; policy accept;
+        meta mark {PLAYED} accept
         tcp dport @atport drop
         ip daddr . tcp dport @at4 drop
         ip6 daddr . tcp dport @at6 drop
@@ -61,8 +62,8 @@ table inet {table} {{
         tcp flags & (fin | syn | rst | ack) == syn jump syn
     }}
     chain output {{
-        type filter hook output priority {priority}; policy accept;
-        meta mark {played} accept
+        type filter hook output priority {PRIORITY_HOLD}; policy accept;
+        meta mark {PLAYED} accept
         tcp sport @atport drop
         ip saddr . tcp sport @at4 drop
         ip6 saddr . tcp sport @at6 drop
@@ -101,11 +102,7 @@ class Hold:
 
         Raises ``NftError``.
         """
-        # Adding first makes the deletion succeed whether or not a crash left the table behind.
-        self._nft.run(
-            f"add table inet {self.table}\ndelete table inet {self.table}\n"
-            + _RULESET.format(table=self.table, priority=PRIORITY_HOLD, played=PLAYED)
-        )
+        self._nft.install(self.table, _RULESET, replace=True)
         self._held.clear()
 
     def hold(

@@ -135,18 +135,24 @@ class Nft:
         error: bytes = self._library.nft_ctx_get_error_buffer(context) or b""
         return status, output, error
 
-    def install(self, table: str, ruleset: str) -> None:
+    def install(self, table: str, ruleset: str, *, replace: bool = False) -> None:
         """Make inet table ``table`` as ``ruleset`` says, where it is called ``ANY_TABLE``.
 
-        All or nothing, 0.2 ms. Only a process's first call with a ruleset needs nftables. Raises
-        ``NftError``, ``NetfilterError``.
+        With ``replace`` in the place of what there is under that name. All or nothing, 0.2 ms. Only
+        a process's first call with a ruleset needs nftables. Raises ``NftError``,
+        ``NetfilterError``.
         """
         try:
             compiled = self._compiled(ruleset)
         except CompileError:  # an nftables that shows things in another way
-            self.run(ruleset.replace(f"table inet {ANY_TABLE}", f"table inet {table}"))
+            text = ruleset.replace(f"table inet {ANY_TABLE}", f"table inet {table}")
+            first = f"add table inet {table}\ndelete table inet {table}\n"
+            self.run(first + text if replace else text)
         else:
-            self._netlink.transaction(compiled.requests_for(table))
+            requests = compiled.requests_for(table)
+            # Adding it first makes the deletion succeed whether or not it is there.
+            away = [requests[0], delete_table_request(table)] if replace else []
+            self._netlink.transaction([*away, *requests])
 
     def _compiled(self, ruleset: str) -> Ruleset:
         if ruleset not in _rulesets:

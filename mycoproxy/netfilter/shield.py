@@ -19,19 +19,18 @@ from collections.abc import Iterable
 from mycoproxy.addresses import FourTuple
 from mycoproxy.marks import PLAYED
 from mycoproxy.netfilter.abi import PRIORITY_HOLD
+from mycoproxy.netfilter.compiled import ANY_TABLE
 from mycoproxy.netfilter.elements import SetChange, on_the_wire, pair_key
 from mycoproxy.netfilter.hold import table_name
 from mycoproxy.netfilter.nft import Nft
 
-_RULESET = """\
-add table inet {table}
-delete table inet {table}
-table inet {table} {{
+_RULESET = f"""\
+table inet {ANY_TABLE} {{
     set pass4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
     set pass6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
     chain prerouting {{
-        type filter hook prerouting priority {priority}; policy drop;
-        meta mark {played} accept
+        type filter hook prerouting priority {PRIORITY_HOLD}; policy drop;
+        meta mark {PLAYED} accept
         iif lo meta l4proto != tcp accept
         meta l4proto udp accept
         ip daddr . tcp dport . ip saddr . tcp sport @pass4 accept
@@ -39,8 +38,8 @@ table inet {table} {{
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
     }}
     chain output {{
-        type filter hook output priority {priority}; policy drop;
-        meta mark {played} accept
+        type filter hook output priority {PRIORITY_HOLD}; policy drop;
+        meta mark {PLAYED} accept
         oif lo meta l4proto != tcp accept
         ip saddr . tcp sport . ip daddr . tcp dport @pass4 accept
         ip6 saddr . tcp sport . ip6 daddr . tcp dport @pass6 accept
@@ -67,7 +66,7 @@ class Shield:
         for name in passing:
             local, remote = on_the_wire(name.local), on_the_wire(name.remote)
             keys.setdefault(f"pass{local.version}", set()).add(pair_key(local, remote))
-        self._nft.run(_RULESET.format(table=self.table, priority=PRIORITY_HOLD, played=PLAYED))
+        self._nft.install(self.table, _RULESET, replace=True)
         self._nft.change(self.table, [SetChange(one, sorted(keys[one])) for one in keys])
 
     def lift(self) -> None:

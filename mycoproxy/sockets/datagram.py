@@ -5,6 +5,7 @@ socket's receive queue, and is looked at there without being taken out: if the m
 tasks find it.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -115,7 +116,12 @@ def take_datagram_sockets(tasks: Iterable[Task]) -> list[HeldDatagramSocket]:
         for inode, (pid, fd) in where.items():
             if pid not in pidfds:
                 pidfds[pid] = os.pidfd_open(pid)
-            duplicate = socket.socket(fileno=pidfd_getfd(pidfds[pid], fd))
+            try:
+                duplicate = socket.socket(fileno=pidfd_getfd(pidfds[pid], fd))
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    continue  # closed since it was listed: the tasks may still run
+                raise
             held = _held(duplicate, tuple(sorted(names[inode])))
             if held is None:
                 duplicate.close()

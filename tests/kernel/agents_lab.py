@@ -172,7 +172,8 @@ def _drop(local: Any, *names: str) -> None:
             if (thing := getattr(local, name, None)) is not None:
                 thing.close()
 
-    local._worker.call(close)  # after what it is still doing
+    with contextlib.suppress(RuntimeError):  # it has been closed by its own rules
+        local._worker.call(close)  # after what it is still doing
 
 
 class AgentsLab(Lab):
