@@ -116,17 +116,12 @@ def take_datagram_sockets(tasks: Iterable[Task]) -> list[HeldDatagramSocket]:
         for inode, (pid, fd) in where.items():
             if pid not in pidfds:
                 pidfds[pid] = os.pidfd_open(pid)
-            try:
-                duplicate = socket.socket(fileno=pidfd_getfd(pidfds[pid], fd))
-            except OSError as error:
-                if error.errno == errno.EBADF:
-                    continue  # closed since it was listed: the tasks may still run
-                raise
-            held = _held(duplicate, tuple(sorted(names[inode])))
-            if held is None:
-                duplicate.close()
-            else:
+            duplicate = _duplicate(pidfds[pid], fd)
+            held = duplicate and _held(duplicate, tuple(sorted(names[inode])))
+            if held:
                 taken.append(held)
+            elif duplicate:
+                duplicate.close()
     except BaseException:
         for one in taken:
             one.sock.close()
@@ -135,6 +130,16 @@ def take_datagram_sockets(tasks: Iterable[Task]) -> list[HeldDatagramSocket]:
         for pidfd in pidfds.values():
             os.close(pidfd)
     return taken
+
+
+def _duplicate(pidfd: int, fd: int) -> socket.socket | None:
+    """None if it was closed since it was listed: the tasks may still run."""
+    try:
+        return socket.socket(fileno=pidfd_getfd(pidfd, fd))
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return None
+        raise
 
 
 def _bound_here() -> frozenset[int]:
