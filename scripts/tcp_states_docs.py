@@ -76,9 +76,10 @@ CHANGED = {
     ),
     "a connection attempt (SYN_SENT)": "begins anew, with the full time until it fails",
     "segments that came out of order": "are forgotten; the peer sends them again",
-    "congestion window, round trip time": (
-        "are learned anew. What the network has lost *before* the move is sent again only after "
-        "the kernel's first timeout, up to 4 s, unless something later arrives"
+    "congestion window": "is learned anew",
+    "round trip time": (
+        "is kept if something was on its way (what the network has lost of it is sent again in "
+        "time), and with TCP timestamps only; otherwise it is learned anew"
     ),
     "ECN": "the connection goes on without; this is reported",
 }

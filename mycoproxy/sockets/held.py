@@ -8,6 +8,7 @@ Not found: sockets that no descriptor refers to, such as those in an accept queu
 ``Listener.accept_queue``), in flight in a unix socket's SCM_RIGHTS, or registered with io_uring.
 """
 
+import errno
 import os
 import socket
 import sys
@@ -111,8 +112,9 @@ def take(tasks: Iterable[Task]) -> HeldSockets:
         for inode, (pid, fd) in where.items():
             if pid not in pidfds:
                 pidfds[pid] = os.pidfd_open(pid)
-            duplicate = socket.socket(fileno=pidfd_getfd(pidfds[pid], fd))
-            _sort(taken, duplicate, inode, tuple(sorted(names[inode])))
+            duplicate = _duplicate(pidfds[pid], fd, inode)
+            if duplicate is not None:
+                _sort(taken, duplicate, inode, tuple(sorted(names[inode])))
     except BaseException:
         taken.close()
         raise
@@ -120,6 +122,23 @@ def take(tasks: Iterable[Task]) -> HeldSockets:
         for pidfd in pidfds.values():
             os.close(pidfd)
     return taken
+
+
+def _duplicate(pidfd: int, fd: int, inode: int) -> socket.socket | None:
+    """A duplicate of a descriptor, if that still is the socket that was seen.
+
+    The tasks stand, but CRIU's parasite has sockets of its own in them for a moment.
+    """
+    try:
+        sock = socket.socket(fileno=pidfd_getfd(pidfd, fd))
+    except OSError as error:
+        if error.errno in (errno.EBADF, errno.ENOTSOCK):
+            return None
+        raise
+    if os.fstat(sock.fileno()).st_ino != inode:
+        sock.close()
+        return None
+    return sock
 
 
 def socket_descriptors(pid: int) -> Iterable[tuple[int, int]]:
