@@ -12,7 +12,7 @@ from mycoproxy.agent.part import Agent, Part
 from mycoproxy.agent.peer_addresses import PeerAddresses
 from mycoproxy.errors import MycoError
 from mycoproxy.peering import Answer, Body, Handler, Local, Peers, PeerServer, Reply
-from mycoproxy.pki import CredentialsWatch
+from mycoproxy.pki import CredentialsError, CredentialsWatch
 
 log = logging.getLogger(__name__)
 
@@ -28,30 +28,44 @@ class PeerLinks(Part):
     def __init__(self) -> None:
         self.handler: Handler = _nobody
         self.addresses: PeerAddresses
-        self._watch: CredentialsWatch
-        self._server: PeerServer
-        self._peers: Peers
+        self._config: Config
+        self._watch: CredentialsWatch | None = None
+        self._missing = ""
+        self._server: PeerServer | None = None
+        self._peers: Peers | None = None
 
     async def start(self, agent: Agent) -> None:
-        """Listen. Raises ``CredentialsError``, ``MycoError``: an address that cannot be had."""
-        config = agent.config
-        self._watch = CredentialsWatch(config.pki.directory)
-        if self._watch.current.node != config.node.name:
+        """Listen, as soon as there is a certificate. Raises ``MycoError``: it is another node's,
+        or an address cannot be had."""
+        self._config = agent.config
+        self.addresses = PeerAddresses(agent.config.peers)
+        await self._begin()
+        agent.spawn(self, self._follow())
+
+    async def _begin(self) -> None:
+        config = self._config
+        try:
+            self._watch = watch = CredentialsWatch(config.pki.directory)
+        except CredentialsError as error:
+            if not self._missing:
+                log.warning("no other agent can be reached yet: %s", error)
+            self._missing = str(error)
+            return
+        current = watch.current
+        if current.node != config.node.name:
             raise MycoError(
-                f"{config.pki.directory} is the certificate of {self._watch.current.node}, and "
-                f"node.name is {config.node.name}: they have to be the same"
+                f"{config.pki.directory} is the certificate of {current.node}, and node.name is "
+                f"{config.node.name}: they have to be the same"
             )
-        self.addresses = PeerAddresses(config.peers)
         local = Local(config.node.name, identify=self._identify)
-        self._server = PeerServer(local, self._watch.current.server_context(), self._handle)
-        self._peers = Peers(local, self._watch.current.client_context(), self.addresses.resolve)
+        self._server = server = PeerServer(local, current.server_context(), self._handle)
+        self._peers = Peers(local, current.client_context(), self.addresses.resolve)
         try:
             for host, port in config.peers.listen:
-                await self._server.listen(host, port)
+                await server.listen(host, port)
         except OSError as error:
-            await self._server.close(0)
+            await server.close(0)
             raise MycoError(f"peers.listen: {error}") from error
-        agent.spawn(self, self._follow())
 
     async def reload(self, config: Config) -> None:
         """Other addresses of other nodes."""
@@ -59,12 +73,15 @@ class PeerLinks(Part):
 
     async def stop(self) -> None:
         """Close all links."""
-        await asyncio.gather(self._server.close(1.0), self._peers.close(1.0))
+        if self._server is not None and self._peers is not None:
+            await asyncio.gather(self._server.close(1.0), self._peers.close(1.0))
 
     def ready(self) -> Sequence[str]:
         """Nothing is in the way of new links?"""
         problems = []
-        if self._watch.error is not None:
+        if self._watch is None:
+            problems.append(f"no certificate: {self._missing}")
+        elif self._watch.error is not None:
             problems.append(f"the certificate's files: {self._watch.error}")
         if self.addresses.problem:
             problems.append(f"peers.file: {self.addresses.problem}")
@@ -72,6 +89,8 @@ class PeerLinks(Part):
 
     def status(self) -> dict[str, Any]:
         """Links, and until when the certificate is good."""
+        if self._watch is None or self._server is None or self._peers is None:
+            return {"known": len(self.addresses.all())}
         return {
             "known": len(self.addresses.all()),
             "links_in": self._server.links,
@@ -89,9 +108,12 @@ class PeerLinks(Part):
         deadline: float,
     ) -> Answer:
         """See ``mycoproxy.peering.Peers.call``."""
+        if self._peers is None:
+            raise MycoError(f"no other agent can be reached: {self._missing}")
         return await self._peers.call(node, method, args, body, deadline=deadline)
 
     def _identify(self, tls: Any) -> str:  # noqa: ANN401 - an ssl.SSLObject, or what stands for one
+        assert self._watch is not None
         return self._watch.current.peer_identity(tls).node
 
     async def _handle(self, peer: str, method: str, args: dict[str, Any], body: Body) -> Reply:
@@ -100,6 +122,9 @@ class PeerLinks(Part):
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
+            if self._watch is None or self._server is None or self._peers is None:
+                await self._begin()
+                continue
             # A few milliseconds if there is something new, and rare.
             if self._watch.refresh():
                 current = self._watch.current

@@ -7,6 +7,7 @@ the agent's start) until there are none; then its thread ends, which would keep 
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mycoproxy.errors import MycoError
@@ -59,10 +60,9 @@ class Caretaker:
                 if path in self._again:
                     self._again.discard(path)
                     await lifetimes.sweep()
-                attending = asyncio.ensure_future(lifetimes.attend())
-                await asyncio.wait({attending}, timeout=_LOOK_SECONDS)
-                attending.cancel()
-                await asyncio.gather(attending, return_exceptions=True)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await lifetimes.attend()
                 if not path.exists() or path.stat().st_ino != inode:
                     break
         except (MycoError, OSError) as error:

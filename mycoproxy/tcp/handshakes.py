@@ -81,8 +81,8 @@ def complete(listeners: Iterable[socket.socket], handshakes: Sequence[Handshake]
                 flags=ACK,
                 sequence=one.theirs + 1,
                 acknowledgement=one.ours + 1,
-                # What its SYN announced is not known. The client tells when it is answered once more
-                # (``accept_queue.announce``), and until then nobody writes more than it can take.
+                # What its SYN announced is not known. The client tells when it is answered once
+                # more (``accept_queue.announce``); until then nobody writes more than it can take.
                 window=0,
             )
             for one in handshakes

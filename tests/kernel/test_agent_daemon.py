@@ -22,6 +22,7 @@ from conftest import Network, Node
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.translate import Move, Translate
+from mycoproxy.pki.authority_directory import AuthorityDirectory
 
 pytestmark = pytest.mark.root
 
@@ -71,6 +72,8 @@ class AgentProcess:
         self.socket = directory / "run" / "agent.sock"
         self.log = directory / "log"
         self.config('[log]\nformat = "json"\n')
+        authority = AuthorityDirectory.create(directory / "authority", cluster="lab")
+        authority.issue("alpha", directory / "pki")
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(directory / "notify"))
         self._notify.settimeout(WITHIN)
@@ -85,6 +88,7 @@ class AgentProcess:
             **usual,
             "MYCOPROXY_CONFIG": str(self.file),
             "MYCOPROXY_NODE_NAME": "alpha",
+            "MYCOPROXY_PKI_DIRECTORY": str(self.directory / "pki"),
             "MYCOPROXY_STATE_DIRECTORY": str(self.directory / "run"),
             "MYCOPROXY_CONTROL_SOCKET": str(self.socket),
             "NOTIFY_SOCKET": str(self.directory / "notify"),
@@ -358,6 +362,7 @@ def test_a_second_agent_is_refused_and_the_first_goes_on(agent: AgentProcess) ->
     same_socket = agent.spawn(
         MYCOPROXY_STATE_DIRECTORY=str(agent.directory / "other"),
         MYCOPROXY_METRICS_LISTEN="127.0.0.1:0",
+        MYCOPROXY_PEERS_LISTEN="127.0.0.1:0",
     )
     assert same_socket.wait(WITHIN) == 3
     assert agent.json("status")["pid"] == first.pid
@@ -447,3 +452,24 @@ def test_a_member_of_the_configured_group_may_ask(agent: AgentProcess) -> None:
     assert agent.socket.stat().st_gid == group.gr_gid
     assert ask_as(agent.socket, uid=NOBODY, groups=[group.gr_gid]) == "HTTP/1.1 200 OK"
     assert ask_as(agent.socket, uid=NOBODY, groups=[]) == "Permission denied"
+
+
+def test_without_a_certificate_it_is_not_ready_until_there_is_one(agent: AgentProcess) -> None:
+    pki = agent.directory / "pki"
+    away = agent.directory / "away"
+    pki.rename(away)
+    agent.start()
+    code, text = agent.get("/readyz")
+    assert code == 503
+    assert "no certificate" in text
+    away.rename(pki)
+    deadline = time.monotonic() + WITHIN
+    while agent.get("/readyz")[0] != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_another_nodes_certificate_is_refused(agent: AgentProcess) -> None:
+    process = agent.spawn(MYCOPROXY_NODE_NAME="beta")
+    assert process.wait(WITHIN) == 1
+    assert any("they have to be the same" in line["message"] for line in agent.lines())
