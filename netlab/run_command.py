@@ -5,21 +5,28 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
-from mycoproxy.errors import MycoError, RefusedError
+from mycoproxy.errors import MycoError, RefusedError, UsageError
+from netlab import rehome_command as rehome
 from netlab import soak_command as soak
+from netlab.rehome_matrix import RehomeMatrix
 from netlab.report import Report, make_report
 from netlab.runner import Outcome, Progress, Runner, elapsed
 from netlab.scenario import Scenario, load, shipped
 
+_SPECIAL = (soak.NAME, rehome.NAME)
+_Result = TypeVar("_Result")
+
 
 @click.command()
-@click.argument("scenario", default="demo", shell_complete=lambda *_: [*shipped(), soak.NAME])
+@click.argument("scenario", default="demo", shell_complete=lambda *_: [*shipped(), *_SPECIAL])
 @click.option(
     "--count", type=click.IntRange(min=1), help="So many moves (default: the scenario's)."
 )
@@ -31,6 +38,12 @@ from netlab.scenario import Scenario, load, shipped
     "[default: out/SCENARIO].",
 )
 @click.option("--seed", type=int, help="tcp-soak: repeat a run's traffic [default: random].")
+@click.option(
+    "--moves",
+    help="rehome-matrix: the nodes to move to, one after the other, from alpha on "
+    f"[default: {rehome.MOVES}].",
+)
+@click.option("--keep", is_flag=True, help="rehome-matrix: leave the lab and its agents up.")
 @click.option("--no-plot", is_flag=True, help="Draw no picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def run(
@@ -40,6 +53,8 @@ def run(
     name: str | None,
     out: Path | None,
     seed: int | None,
+    moves: str | None,
+    keep: bool,
     no_plot: bool,
     as_json: bool,
 ) -> None:
@@ -48,25 +63,42 @@ def run(
     tcp-soak is one without a lab of containers: TCP connections in every state, random traffic
     both ways, moved over a wire that loses, doubles and reorders.
 
+    rehome-matrix moves one workload, by an agent on each node, under every path there is: clients
+    in pods, on hosts and outside, through Services or not, and what the workload itself opened;
+    each over IPv4 and IPv6, sending, receiving and idle.
+
     \b
     netlab run demo                     move redis there and back under 50 connections
     netlab run demo --count 10 --json   ten moves, figures as JSON
     netlab run mine.yaml --out /tmp/x
     netlab run tcp-soak --count 5000    so many connections moved, every byte checked
+    netlab run rehome-matrix --moves beta,gamma,alpha
 
     Progress goes to standard error. Exit status 0: no connection was lost, no byte was wrong, the
     capture has no reset, and nothing was left behind; 1 otherwise.
     """
     if os.geteuid() != 0:
         raise RefusedError("a lab needs root: network namespaces, containers; run this as root")
+    if scenario != rehome.NAME and (moves is not None or keep):
+        raise UsageError(f"--moves and --keep are for {rehome.NAME}, not for {scenario}")
     if scenario == soak.NAME:
         soak.run_soak(count=count, seed=seed, as_json=as_json)
         return
+    progress = elapsed(lambda text: click.echo(text, err=True))
+    if scenario == rehome.NAME:
+        matrix = RehomeMatrix(
+            (moves or rehome.MOVES).split(","),
+            out=out or Path("out") / rehome.NAME,
+            lab_name=name,
+            keep=keep,
+            progress=progress,
+        )
+        rehome.show(_until_done(matrix.run), as_json=as_json)
+        return
     wanted = load(Path(scenario))
     directory = out or Path("out") / wanted.name
-    progress = elapsed(lambda text: click.echo(text, err=True))
     runner = Runner(wanted, lab_name=name, out=directory, progress=progress)
-    outcome = _until_done(runner, count)
+    outcome = _until_done(lambda: runner.run(count))
     report = make_report(
         outcome.moves,
         outcome.clients,
@@ -94,10 +126,10 @@ def run(
         raise MycoError(f"scenario {wanted.name} failed; see {directory / 'report.json'}")
 
 
-def _until_done(runner: Runner, count: int | None) -> Outcome:
+def _until_done(work: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
     """Run it; the first SIGINT, SIGTERM or SIGHUP takes the lab down, later ones are ignored."""
 
-    async def interruptible() -> Outcome:
+    async def interruptible() -> _Result:
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -112,7 +144,7 @@ def _until_done(runner: Runner, count: int | None) -> Outcome:
 
         for number in numbers:
             loop.add_signal_handler(number, stop)
-        return await runner.run(count)
+        return await work()
 
     try:
         return asyncio.run(interruptible())
