@@ -1,11 +1,8 @@
 """A peer node in a network namespace of this machine: finds its part of each path, re-homes it."""
 
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-
-from pyroute2 import IPRoute
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.errors import MycoError
@@ -17,6 +14,7 @@ from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.entry import ConntrackEntry, wire_direction
 from mycoproxy.netfilter.hold import Hold
+from mycoproxy.netfilter.local_addresses import local_addresses
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.paths import Network, Path, Standpoint, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
@@ -99,7 +97,7 @@ class LocalPeer:
         self._translate = Translate(self._nft)
         self._translate.install()
         self._anchors = Anchors(self._nft)
-        self._own_addresses = _addresses_here()
+        self._own_addresses = local_addresses()
 
     def has_address(self, address: str) -> bool:
         """Is ``address`` one of this namespace's own?"""
@@ -348,12 +346,3 @@ def _outer_side(change: Rebound, name: FourTuple) -> FourTuple:
     if wire_direction(name.local, name.remote) == entry.orig:
         return FourTuple(local=entry.reply.destination, remote=entry.reply.source)
     return FourTuple(local=entry.orig.destination, remote=entry.orig.source)
-
-
-def _addresses_here() -> frozenset[str]:
-    with IPRoute() as route:
-        return frozenset(
-            dict(message["attrs"]).get("IFA_LOCAL") or dict(message["attrs"])["IFA_ADDRESS"]
-            for message in route.get_addr()
-            if message["family"] in (socket.AF_INET, socket.AF_INET6)
-        )

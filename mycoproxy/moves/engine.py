@@ -42,6 +42,9 @@ from mycoproxy.moves.peer import PeerPart
 from mycoproxy.moves.remote import Call, RemotePeer, RemoteTarget
 from mycoproxy.moves.source import Report, SourcePart, SourcePlace
 from mycoproxy.moves.target import CopyDeadError, TargetPart, TargetPlace
+from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter.hold import left_holds
+from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.paths import Network
 from mycoproxy.peering import Body, PeeringError, Reply, RequestError
 
@@ -138,6 +141,7 @@ class Engine:
                 await self._recall(move)
             except (MycoError, OSError) as error:  # it is tried again before anything is done
                 log.error("%s: cannot be taken up again: %s", move, error)  # noqa: TRY400
+        await asyncio.to_thread(self._tidy)
         self._is_up.set()
         self._carry_out(orders)
         for path in self._namespaces.paths():
@@ -150,6 +154,13 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.caretaker.stop()
+
+    def _tidy(self) -> None:
+        """Remove holds of moves that had not begun when the agent before this one ended."""
+        known = [entry.name for entry in self._entries.values()]
+        for path in self._namespaces.paths():
+            with suppress(MycoError, OSError), NamespaceWorker(path) as worker:
+                worker.call(_remove_left_holds, known)
 
     def _moving_addresses(self) -> frozenset[str]:
         return frozenset().union(*(entry.addresses for entry in self._entries.values()))
@@ -621,6 +632,13 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s", error, exc_info=error)
+
+
+def _remove_left_holds(known: Sequence[str]) -> None:
+    with Nft() as nft:
+        for table in left_holds(nft, known):
+            log.info("removed %s, which was left behind", table)
+            nft.delete_table(table)
 
 
 _NAME = "name"

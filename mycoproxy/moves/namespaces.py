@@ -2,14 +2,12 @@
 
 import asyncio
 import glob
-import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from mycoproxy.errors import MycoError, RefusedError
 from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter.local_addresses import local_addresses
 
 
 class NodeNamespaces:
@@ -86,19 +84,10 @@ class NodeNamespaces:
     @staticmethod
     def _read(path: Path) -> frozenset[str]:
         with NamespaceWorker(path) as worker:
-            return worker.call(_addresses_here)
+            return worker.call(local_addresses)
 
     def close(self) -> None:
         """End the thread that stayed."""
         if self._host is not None:
             self._host.close()
             self._host = None
-
-
-def _addresses_here() -> frozenset[str]:
-    with IPRoute() as route:
-        return frozenset(
-            dict(message["attrs"]).get("IFA_LOCAL") or dict(message["attrs"])["IFA_ADDRESS"]
-            for message in route.get_addr()
-            if message["family"] in (socket.AF_INET, socket.AF_INET6)
-        )

@@ -157,6 +157,18 @@ class Hold:
         self._held.clear()
 
 
+def left_holds(nft: Nft, known: Iterable[str]) -> list[str]:
+    """The tables of holds here whose name does not begin with that of a ``known`` move: of a
+    process that has ended. Raises ``NftError``."""
+    prefixes = tuple(table_name("hold", name) for name in known)
+    tables = [line.split()[-1] for line in nft.run("list tables inet").splitlines() if line]
+    return [
+        table
+        for table in tables
+        if table.startswith("mycoproxy-hold-") and not table.startswith(prefixes)
+    ]
+
+
 def flow_element(flow: FourTuple) -> tuple[str, bytes]:
     """The set and the key that a connection has in a hold."""
     local, remote = on_the_wire(flow.local), on_the_wire(flow.remote)
