@@ -59,8 +59,8 @@ def _table(rows: Sequence[Row]) -> Table:
     """A line for each path: both IP versions and all activities together."""
     table = Table(title="Every path over a move", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("path", no_wrap=True)
-    table.add_column("strategy")
-    for name in ("gap ms", "freeze ms", "beyond ms", "resets", "ok"):
+    table.add_column("strategy", no_wrap=True)
+    for name in ("gap ms", "freeze", "beyond", "resets", "ok"):
         table.add_column(name, justify="right")
     for path, group in groupby(rows, key=lambda row: row.path):
         members = list(group)

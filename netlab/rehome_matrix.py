@@ -10,6 +10,7 @@ import asyncio
 import functools
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -87,7 +88,8 @@ class Moved:
 class Matrix:
     """What a run came to. ``failures``: why it is not good, a line each.
 
-    ``moves``: the movers' reports. ``logs``: where the logs of a run that failed are.
+    ``moves``: the movers' reports, with how many connections each strategy was used for.
+    ``logs``: where the logs of a run that failed are.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -309,7 +311,8 @@ class RehomeMatrix:
         report: MoveReport = await move_pod(lab, WORKLOAD, node, agents=agents)
         found = strategies(clients.connections, before, report.rehomed)
         self._moved.append(Moved(report.marks["begin"], max(report.marks.values()), found))
-        self._matrix.moves.append(report.as_dict())
+        counts = dict(Counter(found.values()))
+        self._matrix.moves.append({**report.as_dict(), "strategies": counts})
         self._progress(
             f"{report.source} -> {report.target}: {report.connections} connections, "
             f"freeze {report.freeze_ms:.0f} ms"
@@ -341,7 +344,7 @@ class RehomeMatrix:
         for number, ends in reports.items():
             self._pairs |= dict.fromkeys(pairs_of(ends), number)
 
-    def _resets(self, captures: Sequence[Capture]) -> dict[frozenset[Endpoint], int]:
+    def _resets(self, captures: Sequence[Capture]) -> Resets:
         seen: set[tuple[Endpoint, Endpoint, int, int]] = set()
         for capture in captures:
             dropped = capture.stop().dropped
@@ -353,11 +356,7 @@ class RehomeMatrix:
                 )
             # What goes from one host to another crosses two of the devices.
             seen.update(_resets_in(packets))
-        found: dict[frozenset[Endpoint], int] = {}
-        for source, destination, *_ in seen:
-            pair = frozenset((source, destination))
-            found[pair] = found.get(pair, 0) + 1
-        return found
+        return Counter(frozenset((source, destination)) for source, destination, *_ in seen)
 
     def _judge(
         self, connections: Sequence[Connection], results: Sequence[PathResult], resets: Resets
@@ -365,15 +364,15 @@ class RehomeMatrix:
         self._learn_pairs(
             {each.number: result.ends for each, result in zip(connections, results, strict=True)}
         )
-        counts: dict[int, int] = {}
+        counts: Counter[int] = Counter()
         for pair, count in resets.items():
             if pair in self._pairs:
-                counts[self._pairs[pair]] = counts.get(self._pairs[pair], 0) + count
+                counts[self._pairs[pair]] += count
             else:
                 names = " and ".join(sorted(map(str, pair)))
                 self._matrix.failures.append(f"{count} resets between {names}, of no row known")
         for each, result in zip(connections, results, strict=True):
-            row, why = judge_row(each, result, self._moved, counts.get(each.number, 0))
+            row, why = judge_row(each, result, self._moved, counts[each.number])
             self._matrix.rows.append(row)
             if why:
                 name = f"{row.path} IPv{row.family} {row.activity}"
