@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from mycoproxy.agent.control_client import ControlClient
 from mycoproxy.errors import MycoError
 from mycoproxy.pki.authority_directory import AuthorityDirectory
+from netlab import syscalls
 from netlab.lab import Lab
 
 PORT: Final = 7420
@@ -29,10 +30,14 @@ _COMMAND: Final = (
 
 
 class LabAgents:
-    """The agents of one lab. ``start`` brings all of them up; ``stop`` ends them."""
+    """The agents of one lab. ``start`` brings all of them up; ``stop`` ends them.
 
-    def __init__(self, lab: Lab) -> None:
+    ``state_mb``: give each a file system of that size for its state, which can be filled up.
+    """
+
+    def __init__(self, lab: Lab, *, state_mb: int | None = None) -> None:
         self._lab = lab
+        self._state_mb = state_mb
         self._directory = lab.layout.run / "agents"
         self.nodes = [node.name for node in lab.nodes if node.spec.pod_bridge]
         self._processes: dict[str, subprocess.Popen[Any]] = {}
@@ -41,13 +46,17 @@ class LabAgents:
         """Its control socket."""
         return self._directory / node / "agent.sock"
 
+    def state(self, node: str) -> Path:
+        """Where its journal is."""
+        return self._directory / node / "state"
+
     def log(self, node: str) -> Path:
         """What it says."""
         return self._directory / node / "log"
 
     def journals(self, node: str) -> list[Path]:
         """The moves that it has not done with."""
-        return sorted((self._directory / node / "journal").glob("*.move"))
+        return sorted((self.state(node) / "journal").glob("*.move"))
 
     def start(self) -> None:
         """Certificates, configurations, processes; returns when all are ready."""
@@ -55,6 +64,10 @@ class LabAgents:
         for node in self.nodes:
             directory = self._directory / node
             directory.mkdir()
+            self.state(node).mkdir()
+            if self._state_mb is not None:
+                options = f"size={self._state_mb}m,mode=700"
+                syscalls.mount("tmpfs", self.state(node), "tmpfs", syscalls.MS_NODEV, options)
             authority.issue(node, directory / "pki")
             (directory / "agent.toml").write_text(self._config(node))
         for node in self.nodes:
@@ -140,7 +153,7 @@ class LabAgents:
             "pki": {"directory": str(directory / "pki")},
             "control": {"socket": str(self.socket(node)), "request_seconds": 60},
             "metrics": {"listen": f"127.0.0.1:{_METRICS}"},
-            "state": {"directory": str(directory)},
+            "state": {"directory": str(self.state(node))},
         }
         return "\n".join(
             f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in section.items())

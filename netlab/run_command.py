@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from mycoproxy.errors import MycoError, RefusedError, UsageError
+from netlab import faults_command as faults
 from netlab import rehome_command as rehome
 from netlab import soak_command as soak
 from netlab.rehome_matrix import RehomeMatrix
@@ -21,7 +22,7 @@ from netlab.report import Report, make_report
 from netlab.runner import Outcome, Progress, Runner, elapsed
 from netlab.scenario import Scenario, load, shipped
 
-_SPECIAL = (soak.NAME, rehome.NAME)
+_SPECIAL = (soak.NAME, rehome.NAME, faults.NAME)
 _Result = TypeVar("_Result")
 
 
@@ -37,7 +38,9 @@ _Result = TypeVar("_Result")
     help="Directory for report.json, the picture and, if something fails, the logs "
     "[default: out/SCENARIO].",
 )
-@click.option("--seed", type=int, help="tcp-soak: repeat a run's traffic [default: random].")
+@click.option(
+    "--seed", type=int, help="tcp-soak, handover-faults: repeat a run's choices [default: random]."
+)
 @click.option(
     "--moves",
     help="rehome-matrix: the nodes to move to, one after the other, from alpha on "
@@ -67,12 +70,16 @@ def run(
     in pods, on hosts and outside, through Services or not, and what the workload itself opened;
     each over IPv4 and IPv6, sending, receiving and idle.
 
+    handover-faults moves it again and again, and in each move kills an agent, stops it for a while,
+    cuts it off, or fills its disk, at a moment of its own.
+
     \b
     netlab run demo                     move redis there and back under 50 connections
     netlab run demo --count 10 --json   ten moves, figures as JSON
     netlab run mine.yaml --out /tmp/x
     netlab run tcp-soak --count 5000    so many connections moved, every byte checked
     netlab run rehome-matrix --moves beta,gamma,alpha
+    netlab run handover-faults --count 200 --json
 
     Progress goes to standard error. Exit status 0: no connection was lost, no byte was wrong, the
     capture has no reset, and nothing was left behind; 1 otherwise.
@@ -85,6 +92,9 @@ def run(
         soak.run_soak(count=count, seed=seed, as_json=as_json)
         return
     progress = elapsed(lambda text: click.echo(text, err=True))
+    if scenario == faults.NAME:
+        faults.run_faults(count=count, seed=seed, as_json=as_json, progress=progress)
+        return
     if scenario == rehome.NAME:
         matrix = RehomeMatrix(
             (moves or rehome.MOVES).split(","),

@@ -32,6 +32,7 @@ from mycoproxy.moves.target import TargetPlace
 log = logging.getLogger(__name__)
 
 _HEARTBEAT = 10.0  # seconds between lines of a stream that has nothing to say
+_LOOK = 0.2  # seconds between looks whether its reader is still there
 
 MoveName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Pid = Annotated[int, Field(ge=1, le=1 << 22)]
@@ -199,7 +200,7 @@ class Moving(Part):
             )
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        await _stream(response, self._engine.channel(name))
+        await _stream(request, response, self._engine.channel(name))
         return response
 
     async def _answered(self, request: web.Request) -> web.Response:
@@ -212,18 +213,23 @@ class Moving(Part):
         return web.json_response({})
 
 
-async def _stream(response: web.StreamResponse, channel: Channel) -> None:
+async def _stream(request: web.Request, response: web.StreamResponse, channel: Channel) -> None:
     orders = channel.orders()
     following = asyncio.ensure_future(anext(orders))
+    silent = 0.0
     try:
-        while True:
-            done, _ = await asyncio.wait([following], timeout=_HEARTBEAT)
+        # A reader that has gone says nothing: it is looked for.
+        while request.transport is not None and not request.transport.is_closing():
+            done, _ = await asyncio.wait([following], timeout=_LOOK)
+            silent += _LOOK
             line: dict[str, object] = {}
             if done:
                 given = following.result()
                 line = {"number": given.number, "order": given.order.value}
                 following = asyncio.ensure_future(anext(orders))
-            await response.write(json.dumps(line).encode() + b"\n")
+            if done or silent >= _HEARTBEAT:
+                silent = 0.0
+                await response.write(json.dumps(line).encode() + b"\n")
     except (StopAsyncIteration, ConnectionError):
         pass
     finally:

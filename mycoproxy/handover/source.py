@@ -174,15 +174,15 @@ class LocalSource:
         return beyond(arrived, [*states, *self._waiting.states])
 
     async def resume(self, leave: Collection[FourTuple] = ()) -> None:
-        """See ``Source``. Those to ``leave``, which no task has to have accepted, stay as they are
-        and held: for a later call, which has all others behind it."""
+        """See ``Source``. Those to ``leave`` stay held, until ``release_hold`` without them: their
+        tasks can go on writing, and nothing of it gets out."""
         await self._worker.run(self._resume, frozenset(leave))
 
     def _resume(self, leave: frozenset[FourTuple]) -> None:
         failures = self._waiting.put_back()
         self._let_go(leave)
         for taken in self._taken:
-            if taken.held.connection in leave or taken.state is None or taken.is_resumed:
+            if taken.state is None or taken.is_resumed:
                 continue
             try:
                 resume(taken.held.sock, taken.state)
