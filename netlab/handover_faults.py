@@ -102,10 +102,11 @@ class Faults:
         self._chance = random.Random(seed)  # noqa: S311
         self._result = Result(seed=seed)
         self._lab: Lab
+        self._clients: PathClients
         self._agents: LabAgents
 
     def run(self) -> Result:
-        """Everything, and take it down."""
+        """Everything up to the first harm, and take it down."""
         begin = time.monotonic()
         inventory.remove(self._lab_name)
         rows = [row for row in PATHS if not row.name.startswith("self-")]
@@ -113,15 +114,15 @@ class Faults:
             lab = running(topology.load(Path("kube-service")), self._lab_name)
             self._lab = stack.enter_context(lab)
             self._agents = stack.enter_context(LabAgents(self._lab, state_mb=_STATE_MB))
-            clients = stack.enter_context(
+            self._clients = clients = stack.enter_context(
                 PathClients(self._lab, rows, activities=("sending", "receiving"), beat=0.02)
             )
             clients.start()
             clients.wait_until_open(60)
             for number in range(self._count):
                 self._one(number)
-                if self._result.wrong_copies:
-                    break
+                if self._result.wrong_copies or self._result.needless_resets:
+                    break  # what comes after it would say the same
             if not self._result.wrong_copies:
                 self._judge(clients)
         self._result.seconds = round(time.monotonic() - begin, 1)
@@ -220,11 +221,17 @@ class Faults:
             where = ", ".join(pod.node for pod in copies) or "nowhere"
             self._result.wrong_copies += 1
             self._result.messages.append(f"after {fault}: the workload runs {where}")
+            return
+        told = [
+            ends for ends in self._clients.reports().values() if any(end["reset"] for end in ends)
+        ]
+        if told:
+            self._result.needless_resets = len(told)
+            self._result.messages.append(f"after {fault}: {len(told)} connections were reset")
 
     def _judge(self, clients: PathClients) -> None:
         for one in clients.finish(60):
             self._result.bytes_wrong += one.wrong
-            self._result.needless_resets += one.resets > 0
             if not one.ok:
                 self._result.connections_lost += 1
                 self._result.messages.append(

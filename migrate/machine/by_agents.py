@@ -77,10 +77,17 @@ class AgentClient:
             return next((name for name in wanted if name in self._given), "")
 
     async def answer(self, order: str, answer: str, error: str = "") -> None:
-        """Say how an order went; nothing if it is not open."""
-        number = self._given.pop(order, None)
-        if number is not None:
-            await self.post(f"/{self._move}/orders/{number}", answer=answer, error=error)
+        """Say how an order went; nothing if it is not open.
+
+        An agent that went away meanwhile asks again when it comes back, and is answered then.
+        """
+        while (number := self._given.pop(order, None)) is not None:
+            try:
+                await self.post(f"/{self._move}/orders/{number}", answer=answer, error=error)
+            except MycoError:
+                await self.order(order)
+            else:
+                return
 
     async def close(self) -> None:
         """End reading."""
@@ -290,8 +297,11 @@ class AgentHandover:
 
     async def go_live(self) -> None:
         """The copy is past all that can fail. Returns when its tasks may run."""
-        await self._move.target.answer("resume", "done")
-        if await self._move.target.order("run", "kill") != "run":
+        target = self._move.target
+        # A target's agent that was restarted asks again from the beginning.
+        while (order := await target.order("run", "resume", "kill")) == "resume":
+            await target.answer("resume", "done")
+        if order != "run":
             raise HandoverError("the target's agent did not let the copy run")
 
     async def follow(self) -> int:

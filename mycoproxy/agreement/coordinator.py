@@ -8,9 +8,10 @@ Two rules that go beyond two-phase commit:
 * ``COMMITTED`` gives the target the right to run, and peers may pass that on. What they re-homed
   becomes final only when the target lives; until then the target may give the right back, with
   its word that the copy never ran.
-* The source goes on, after an abort, once its peers have led the paths back: a client that hears
-  from the source by a path that leads to the target resets its connection. Peers that cannot be
-  reached in time are named, so that their connections alone wait.
+* The source goes on, after an abort, once all others have led the paths back (the target leads
+  those of clients on its own node): a client that hears from the source by a path that leads to the
+  target resets its connection. Who cannot be reached in time is named, so that these connections
+  alone wait.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -266,7 +267,7 @@ def _implied(state: Coordinator) -> Result:
             return _take(state, E.ALL_PREPARED)
         case P.FINISHING if state.removed and peers <= state.answered:
             return _take(state, E.ALL_FINISHED)
-        case P.ABORTING if peers <= state.answered:
+        case P.ABORTING if all_ <= state.answered:
             return _take(state, E.PEERS_UNDONE)
         case P.SETTLING if state.unreached & state.answered:
             return _take(state, E.LATE_UNDONE)
@@ -325,7 +326,7 @@ def _finish_again(state: Coordinator) -> Result:
 
 
 def _undo(state: Coordinator) -> Result:
-    unreached = frozenset(state.plan.peers) - state.answered
+    unreached = frozenset(state.plan.participants) - state.answered
     state = replace(state, doing=Action.UNDO, unreached=unreached)
     return state, [Act(Action.UNDO, unreached)]
 

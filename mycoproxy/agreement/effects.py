@@ -129,7 +129,7 @@ class Send:
 class Act:
     """Do it, after having stopped what else is being done for this move; then report.
 
-    ``unreached``, for the source's UNDO only: peers that may still lead to the target. Their
+    ``unreached``, for the source's UNDO only: nodes that may still lead to the target. Their
     connections are better left where they are until UNDO is asked again without that peer.
     """
 

@@ -270,18 +270,23 @@ class LocalTarget:
         if failures:
             raise TargetError("; ".join(str(failure) for failure in failures))
 
-    async def close(self) -> None:
-        """Close the duplicates, and lift the shield."""
-        if self._opened:
-            await self._worker.run(self._close)
+    async def close(self, *, stays_shielded: bool = False) -> None:
+        """Close the duplicates, and lift the shield.
 
-    def _close(self) -> None:
+        ``stays_shielded``: not that, as long as there is the namespace. There is no copy, and paths
+        may still lead to where it was to be; whoever comes must not be answered with a reset.
+        """
+        if self._opened:
+            await self._worker.run(self._close, stays_shielded)
+
+    def _close(self, stays_shielded: bool) -> None:
         self._opened = False
         if self._collecting is not None and self._collecting.exception() is None:
             self._collecting.result().close()
         if self._tap is not None:
             self._tap.close()
-        self._shield.lift()
+        if not stays_shielded:
+            self._shield.lift()
         self._nft.close()
 
 

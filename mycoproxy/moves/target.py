@@ -137,15 +137,16 @@ class TargetPart:
 
         Raises ``DriverError``.
         """
+        await self.node.undo()  # the source waits for this
         answer = await self.orders.give(Order.KILL)
         if answer not in (Answer.DONE, Answer.DEAD):
             raise DriverError(f"the copy of {self.place.move} was not killed: {answer.value}")
         self.live.cancel()
-        await self.node.undo()
 
     async def close(self) -> None:
-        """Close the duplicates of its sockets, and lift the shield."""
-        await all_of(self._local.close(), self.node.close())
+        """Close the duplicates of its sockets, and lift the shield if the copy runs."""
+        stays = self.live.cancelled() or not self.live.done()
+        await all_of(self._local.close(stays_shielded=stays), self.node.close())
         self._worker.close()
 
     @classmethod
