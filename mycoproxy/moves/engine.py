@@ -73,7 +73,6 @@ class _Entry:
     source: str
     part: SourcePart | TargetPart | PeerPart
     id: MoveId | None = None
-    action: asyncio.Task[None] | None = None
     prepared: "asyncio.Future[None]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -123,6 +122,7 @@ class Engine:
         self._entries: dict[tuple[str, str], _Entry] = {}
         self._by_id: dict[MoveId, _Entry] = {}
         self._bound: dict[MoveId, asyncio.Future[_Entry]] = {}
+        self._actions: dict[MoveId, asyncio.Task[None]] = {}
         self._channels: dict[str, Channel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
@@ -498,11 +498,8 @@ class Engine:
             log.warning("%s: what was lost meanwhile was not delivered: %s", part.place.move, error)
 
     def _begin(self, move: MoveId, act: Act) -> None:
-        entry = self._by_id.get(move)
-        before = entry.action if entry is not None else None
-        task = self._spawn(self._perform(move, act, before))
-        if entry is not None:
-            entry.action = task
+        before = self._actions.get(move)
+        self._actions[move] = self._spawn(self._perform(move, act, before))
 
     async def _perform(self, move: MoveId, act: Act, before: "asyncio.Task[None] | None") -> None:
         if before is not None and not before.done():
@@ -536,7 +533,6 @@ class Engine:
                 entry = await asyncio.shield(
                     self._bound.setdefault(move, asyncio.get_running_loop().create_future())
                 )
-                entry.action = asyncio.current_task()
             await self._prepare(move, entry)
             if not entry.prepared.done():
                 entry.prepared.set_result(None)
@@ -579,6 +575,7 @@ class Engine:
 
     async def _end(self, move: MoveId, *, live: bool) -> None:
         self._bound.pop(move, None)
+        self._actions.pop(move, None)
         entry = self._by_id.pop(move, None)
         if entry is None:
             return
