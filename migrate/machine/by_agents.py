@@ -76,18 +76,20 @@ class AgentClient:
             )
             return next((name for name in wanted if name in self._given), "")
 
-    async def answer(self, order: str, answer: str, error: str = "") -> None:
+    async def answer(self, order: str, answer: str) -> None:
         """Say how an order went; nothing if it is not open.
 
-        An agent that went away meanwhile asks again when it comes back, and is answered then.
+        An agent that went away meanwhile asks again when it comes back.
         """
-        while (number := self._given.pop(order, None)) is not None:
-            try:
-                await self.post(f"/{self._move}/orders/{number}", answer=answer, error=error)
-            except MycoError:
-                await self.order(order)
-            else:
-                return
+        number = self._given.pop(order, None)
+        if number is not None:
+            with contextlib.suppress(MycoError):
+                await self.post(f"/{self._move}/orders/{number}", answer=answer, error="")
+
+    async def answer_all(self, answers: Mapping[str, str]) -> None:
+        """Answer these orders as they come, until the agent knows nothing of the move any more."""
+        while order := await self.order(*answers):
+            await self.answer(order, answers[order])
 
     async def close(self) -> None:
         """End reading."""
@@ -140,6 +142,7 @@ class AgentMove:
         self.target = AgentClient(target, what.move)
         self.handing: asyncio.Task[dict[str, Any]] | None = None
         self.telling: asyncio.Task[dict[str, Any]] | None = None
+        self._running: asyncio.Task[None] | None = None
         self.report: dict[str, Any] = {}
 
     async def open(self) -> None:
@@ -171,20 +174,32 @@ class AgentMove:
         if self.telling is not None:
             await self.telling
 
+    def runs(self) -> None:
+        """The copy runs, whoever asks from now on."""
+        self._running = asyncio.create_task(
+            self.target.answer_all({"resume": "running", "run": "done"})
+        )
+
     async def close(self) -> None:
         """Say what has become of the tasks, and wait until the agents are done with them."""
+        settling = [asyncio.create_task(self.source.answer_all({"thaw": "done", "remove": "done"}))]
+        if self._running is None:
+            dead = {"kill": "done", "resume": "dead"}
+            settling.append(asyncio.create_task(self.target.answer_all(dead)))
+        else:
+            settling.append(self._running)
         try:
             async with asyncio.timeout(_SETTLE):
-                for order in ("thaw", "remove"):
-                    await self.source.answer(order, "done")
-                for order in ("kill", "run"):
-                    await self.target.answer(order, "done")
                 if self.handing is not None:
                     with contextlib.suppress(MycoError):
                         self.report = (await self.handing)["report"]
+                    await asyncio.wait(settling)
+        except TimeoutError:
+            pass  # the agents have it in their journals, and end it when they can
         finally:
-            if self.handing is not None:
-                self.handing.cancel()
+            for task in (*settling, *([self.handing] if self.handing else ())):
+                task.cancel()
+            await asyncio.gather(*settling, return_exceptions=True)
             await self.source.close()
             await self.target.close()
 
@@ -206,7 +221,7 @@ class AgentSource:
 
     async def silence(self) -> None:
         """The copy runs: the agents go on from there."""
-        await self._move.target.answer("run", "done")
+        self._move.runs()
 
     async def close(self) -> None:
         """The tasks are settled."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
@@ -200,7 +201,7 @@ class Moving(Part):
             )
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        await _stream(request, response, self._engine.channel(name))
+        await _stream(request, response, self._engine.channel(name), self._engine.knows, name)
         return response
 
     async def _answered(self, request: web.Request) -> web.Response:
@@ -213,13 +214,19 @@ class Moving(Part):
         return web.json_response({})
 
 
-async def _stream(request: web.Request, response: web.StreamResponse, channel: Channel) -> None:
+async def _stream(
+    request: web.Request,
+    response: web.StreamResponse,
+    channel: Channel,
+    knows: Callable[[str], bool],
+    name: str,
+) -> None:
     orders = channel.orders()
     following = asyncio.ensure_future(anext(orders))
     silent = 0.0
     try:
-        # A reader that has gone says nothing: it is looked for.
-        while request.transport is not None and not request.transport.is_closing():
+        # A reader that has gone says nothing: it is looked for. When the move is over it is told.
+        while knows(name) and request.transport is not None and not request.transport.is_closing():
             done, _ = await asyncio.wait([following], timeout=_LOOK)
             silent += _LOOK
             line: dict[str, object] = {}
