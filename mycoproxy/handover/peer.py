@@ -152,7 +152,8 @@ class LocalPeer:
         dialled = {task.connection for task in tasks if task.path is Path.TRANSLATE}
         added = [self._added(task) for task in tasks if task.path in (Path.ADMIT, Path.CARRY)]
         clients = {on_the_wire(name.remote) for name in dialled}
-        translated = self._translate.list() if clients else {}
+        # Only who recalls it wants to know; the kernel is not asked for nothing in a handover.
+        translated = self._translate.list() if clients and self._note is not None else {}
         return Changes(
             moves=[
                 Move(task.connection, task.after.local.address)

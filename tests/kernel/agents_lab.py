@@ -7,7 +7,7 @@ successor has the journal's directory.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -364,6 +364,3 @@ class AgentsLab(Lab):
                 self.copy.close()
                 driven.copy_killed = True
         return Answer.DONE
-
-
-Scenario = Callable[[AgentsLab], Awaitable[None]]
