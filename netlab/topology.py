@@ -196,7 +196,7 @@ class Cluster(_Model):
 
 
 class Topology(_Model):
-    """A lab. See ``netlab/topologies/``: ``demo``, and ``kube-service`` with a ``cluster``."""
+    """A lab. See ``netlab/topologies/``: ``demo``; ``kube-service``, ``peers`` with a ``cluster``."""
 
     name: LabName = Field(description="the lab's name, unless `netlab up --name` gives another")
     nodes: tuple[Node, ...] = Field(min_length=1)

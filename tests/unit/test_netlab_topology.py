@@ -30,6 +30,15 @@ def test_shipped_demo_is_valid_and_found_by_its_bare_name() -> None:
     assert not demo.node("client").forwards
 
 
+def test_shipped_peers_has_a_client_on_each_peer_and_a_service_on_every_worker() -> None:
+    peers = load(Path("peers"))
+    workers = [node.name for node in peers.nodes if node.pod_bridge]
+    assert workers == ["alpha", "beta", "p1", "p2", "p3", "p4", "p5"]
+    assert all(peers.pod(f"client-{name}").node == name for name in workers[2:])
+    assert peers.pod("workload").node == "alpha"
+    assert list(peers.service("workload").nodes) == workers
+
+
 def test_demo_pod_hosts_have_different_pod_subnets_for_both_ip_versions() -> None:
     demo = load(Path("demo"))
     alpha, beta = demo.node("alpha"), demo.node("beta")
