@@ -25,7 +25,8 @@ from mycoproxy.agreement import Journal, Moves
 from mycoproxy.agreement import Limits as AgreementLimits
 from mycoproxy.errors import UsageError
 from mycoproxy.moves.driver import Answer, Channel
-from mycoproxy.moves.engine import Engine, Limits
+from mycoproxy.moves.engine import Engine
+from mycoproxy.moves.limits import Limits
 from mycoproxy.moves.namespaces import NodeNamespaces
 from mycoproxy.moves.source import SourcePlace
 from mycoproxy.moves.target import TargetPlace

@@ -157,27 +157,18 @@ class TargetPart:
         place = msgpack.unpackb(attachments[_PLACE])
         return TargetPlace(**{**place, "pids": tuple(place["pids"])})
 
-    @classmethod
-    async def recall(
-        cls,
-        place: TargetPlace,
-        attachments: Mapping[str, bytes],
-        node: PeerPart,
-        namespaces: NodeNamespaces,
-        orders: Channel,
-    ) -> Self:
+    async def recall(self, attachments: Mapping[str, bytes]) -> Self:
         """Take over from another process. Raises ``MycoError``, ``OSError``.
 
         A copy that is not there any more has no sockets; it can be undone only.
         """
-        part = cls(place, node, namespaces, orders)
-        await part._local.prepare(is_shielded=True)
-        await node.prepare()
-        await node.recall(attachments)
-        part.collect(part.place.init_pid, part.place.pids)
+        await self._local.prepare(is_shielded=True)
+        await self.node.prepare()
+        await self.node.recall(attachments)
+        self.collect(self.place.init_pid, self.place.pids)
         if _CONNECTIONS in attachments:
-            part._noted = _read(attachments)
-        return part
+            self._noted = _read(attachments)
+        return self
 
 
 _Noted = tuple[Sequence[Connection], Mapping[str, str], Mapping[FourTuple, Endpoint]]

@@ -17,7 +17,8 @@ from handover_lab import Lab
 from mycoproxy.agreement import Journal, Moves
 from mycoproxy.agreement.moves import Limits as AgreementLimits
 from mycoproxy.moves.driver import Answer, Channel, Order
-from mycoproxy.moves.engine import Engine, Limits
+from mycoproxy.moves.engine import Engine
+from mycoproxy.moves.limits import Limits
 from mycoproxy.moves.namespaces import NodeNamespaces
 from mycoproxy.moves.peer import PeerPart
 from mycoproxy.moves.source import SourcePart, SourcePlace
@@ -41,8 +42,11 @@ class WatchedEngine(Engine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.closing: list[Any] = []
+        self._carry_out, self._close = self.acts.carry_out, self.acts.close
+        self.acts.carry_out = self._watched  # type: ignore[method-assign]
+        self.acts.close = self._closing  # type: ignore[method-assign]
 
-    def _carry_out(self, orders: Any) -> None:
+    def _watched(self, orders: Any) -> None:
         for order in orders:
             if self.dead:
                 return
@@ -52,15 +56,15 @@ class WatchedEngine(Engine):
                 if self.dead:
                     return
             self.count += 1
-            super()._carry_out([order])
+            self._carry_out([order])
 
-    async def _close(self, entry: Any) -> None:
+    async def _closing(self, entry: Any) -> None:
         self.closing.append(entry.part)
-        await super()._close(entry)
+        await self._close(entry)
 
     def parts(self) -> list[Any]:
         """Those that may have descriptors open."""
-        return [*(entry.part for entry in self._entries.values()), *self.closing]
+        return [*(entry.part for entry in self.entries), *self.closing]
 
     async def handle(self, *arguments: Any) -> Any:
         if self.dead:
@@ -298,7 +302,8 @@ class AgentsLab(Lab):
         await self.until(
             lambda: (
                 not any(
-                    agent.open_moves() or agent.engine._entries for agent in self.agents.values()
+                    agent.open_moves() or len(agent.engine.entries)
+                    for agent in self.agents.values()
                 )
             ),
             "forgotten",

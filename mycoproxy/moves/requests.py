@@ -1,0 +1,185 @@
+"""What other agents ask of this one for their moves.
+
+Until a part is bound to the agreement's move nothing was changed on this node, but for empty
+tables; a part that stays unbound is closed after a while.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from mycoproxy.addresses import Endpoint, FourTuple
+from mycoproxy.agreement import MoveId, Moves, message_from_plain
+from mycoproxy.errors import MycoError
+from mycoproxy.handover import Connection, plain
+from mycoproxy.moves.acts import Acts
+from mycoproxy.moves.background import Background
+from mycoproxy.moves.entries import Entries, Entry
+from mycoproxy.moves.limits import Limits
+from mycoproxy.moves.methods import MOST_BYTES, Method
+from mycoproxy.moves.parts import Parts
+from mycoproxy.moves.remote import Call
+from mycoproxy.moves.target import TargetPart
+from mycoproxy.peering import Body, PeeringError, Reply, RequestError
+
+log = logging.getLogger(__name__)
+
+
+class Requests:
+    """Answers them."""
+
+    def __init__(
+        self,
+        moves: Moves,
+        call: Call,
+        entries: Entries,
+        parts: Parts,
+        *,
+        acts: Acts,
+        background: Background,
+        limits: Limits,
+    ) -> None:
+        self.name = entries.name
+        self._moves = moves
+        self._call = call
+        self._entries = entries
+        self._parts = parts
+        self._acts = acts
+        self._background = background
+        self._limits = limits
+
+    async def handle(  # noqa: PLR0911
+        self, peer: str, method: str, args: dict[str, Any], body: Body
+    ) -> Reply:
+        """A request of another agent, whose certificate says that it is ``peer``."""
+        try:
+            what = Method(method)
+        except ValueError:
+            raise RequestError("unknown", f"no such method: {method!r:.80}") from None
+        if what is Method.AGREE:
+            message = message_from_plain(args.get("message"))
+            self._acts.carry_out(self._moves.receive(peer, message))
+            return Reply()
+        name = args.get("move")
+        if not isinstance(name, str):
+            raise RequestError("arguments", "the name of a move is wanted")
+        entry = self._entries.get(peer, name)
+        match what:
+            case Method.OPEN:
+                return await self._open(peer, name)
+            case Method.KNOWS:
+                return Reply({"known": self._entries.get(self.name, name) is not None})
+            case Method.CLOSE:
+                if entry is not None:
+                    self._background.spawn(self._give_up(entry))
+                return Reply()
+        if entry is None:
+            raise RequestError("unknown", f"{self.name} has no part in {name} of {peer}")
+        if what is Method.SURVEY:
+            return await self._survey(entry, args, body)
+        self._bind(entry, args.get("id"))
+        if what is Method.REHOME:
+            return await self._rehome(entry, body)
+        if not isinstance(entry.part, TargetPart):
+            raise RequestError("role", f"{self.name} is not the target of {name}")
+        return await self._as_target(what, entry, entry.part, args, body)
+
+    async def expire(self, entry: Entry) -> None:
+        """Close a part that has not begun, once its source knows nothing of it any more."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._limits.unbound
+        while entry.id is None and entry in self._entries:
+            await asyncio.sleep(self._limits.ask)
+            if entry.id is None and (loop.time() > end or not await self._is_known(entry)):
+                await self._give_up(entry)
+
+    async def _as_target(
+        self, what: Method, entry: Entry, part: TargetPart, args: dict[str, Any], body: Body
+    ) -> Reply:
+        addresses = plain.addresses_from_plain(args.get("addresses", {}))
+        via = plain.via_from_plain(args.get("via", [[], []]))
+        if what is Method.ESTABLISH:
+            await self._establish(entry, part, body, addresses, via)
+            return Reply()
+        segments = plain.segments_from_bytes(await body.read(MOST_BYTES))
+        if what is Method.DELIVER:
+            return Reply({"live": plain.went_live_to_plain(await part.deliver(segments))})
+        await part.welcome(segments, addresses, via)
+        return Reply()
+
+    async def _open(self, source: str, name: str) -> Reply:
+        if self._entries.get(source, name) is None:
+            part = self._parts.peer(name)
+            entry = self._entries.add(Entry(name, source, part))
+            try:
+                await part.prepare()
+            except BaseException:
+                await self._acts.close(entry)
+                raise
+            self._background.spawn(self.expire(entry))
+        return Reply({"life": self._moves.life})
+
+    async def _survey(self, entry: Entry, args: dict[str, Any], body: Body) -> Reply:
+        names = plain.names_from_bytes(await body.read(MOST_BYTES))
+        addresses = plain.addresses_from_plain(args.get("addresses"))
+        entry.addresses |= {*addresses, *addresses.values()}
+        offers = await entry.node.survey(names, addresses, home=False)
+        return Reply(body=plain.offers_to_bytes(offers))
+
+    def _bind(self, entry: Entry, text: object) -> None:
+        if not isinstance(text, str):
+            raise RequestError("arguments", "the id of the move is wanted")
+        self._entries.bind(entry, MoveId.parse(text))
+
+    async def _rehome(self, entry: Entry, body: Body) -> Reply:
+        tasks = plain.tasks_from_bytes(await body.read(MOST_BYTES))
+        if entry.tasks.done():  # of connections that came later
+            await entry.node.rehome(tasks)
+        else:
+            entry.tasks.set_result(tasks)
+            await asyncio.shield(entry.prepared)
+        return Reply(body=plain.segments_to_bytes(await entry.node.lost_segments()))
+
+    async def _establish(
+        self,
+        entry: Entry,
+        part: TargetPart,
+        body: Body,
+        addresses: Mapping[str, str],
+        via: Mapping[FourTuple, Endpoint],
+    ) -> None:
+        reader = plain.ConnectionReader(most_bytes=self._limits.queues)
+        chunks: list[bytes] = []
+        connections: list[Connection] = []
+        async for chunk in body:
+            chunks.append(chunk)
+            connections += reader.feed(chunk)
+        if not entry.connections.done():
+            entry.connections.set_result(
+                lambda: part.establish(chunks, connections, addresses, via)
+            )
+        await asyncio.shield(entry.prepared)
+
+    async def _is_known(self, entry: Entry) -> bool:
+        try:
+            answer = await self._call(
+                entry.source,
+                Method.KNOWS.value,
+                {"move": entry.name},
+                deadline=self._limits.say,
+            )
+        except (PeeringError, OSError):
+            return True  # nobody said that it is over
+        return bool(answer.result.get("known"))
+
+    async def _give_up(self, entry: Entry) -> None:
+        """It has not begun, so it has not voted, and nothing was changed."""
+        if entry.id is not None or entry not in self._entries:
+            return
+        log.info("%s of %s never began: closed", entry.name, entry.source)
+        if isinstance(entry.part, TargetPart):
+            with suppress(MycoError):
+                await entry.part.undo()
+        await self._acts.close(entry)
