@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from mycoproxy.addresses import Endpoint
 from mycoproxy.agent.config import Config, NamespacesSection
 from mycoproxy.agent.part import Agent, Part
 from mycoproxy.agent.questions import Row, Rows
@@ -88,7 +87,7 @@ def _rows_here(namespace: str) -> Sequence[Row]:
             "strategy": "translate",
             "client": str(dialled.remote),
             "dialled": str(dialled.local),
-            "now": str(Endpoint(now, dialled.local.port)),
+            "now": str(now),
         }
         for dialled, now in translations.items()
     ]

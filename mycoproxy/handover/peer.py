@@ -20,7 +20,13 @@ from mycoproxy.netfilter.paths import Network, Path, Standpoint, choose_path
 from mycoproxy.netfilter.rebind import Rebound, admit, rebind
 from mycoproxy.netfilter.rebind import undo as undo_rebind
 from mycoproxy.netfilter.renamed import plain_entry, renamed_entry, untracked_entry
-from mycoproxy.netfilter.translate import Move, Translate, Translations
+from mycoproxy.netfilter.translate import (
+    Move,
+    Translate,
+    Translations,
+    compose,
+    present_name,
+)
 from mycoproxy.sockdiag import SocketLookup
 from mycoproxy.tcp import Segment, Tap, TcpError
 
@@ -35,7 +41,7 @@ class Changes:
     """
 
     moves: list[Move]
-    translated: dict[FourTuple, str]
+    translated: dict[FourTuple, Endpoint]
     replaced: dict[FourTuple, Rebound]
     added: list[ConntrackEntry]
     obsolete: list[ConntrackEntry]
@@ -156,7 +162,7 @@ class LocalPeer:
         translated = self._translate.list() if clients and self._note is not None else {}
         return Changes(
             moves=[
-                Move(task.connection, task.after.local.address)
+                Move(task.connection, task.after.local)
                 for task in tasks
                 if task.path is Path.TRANSLATE
             ],
@@ -266,10 +272,7 @@ class LocalPeer:
         """
         if not any(wire_address(one.remote.address) in self._own_addresses for one in connections):
             return frozenset()
-        translated = {
-            FourTuple(Endpoint(now, name.local.port), name.remote)
-            for name, now in self._translate.list().items()
-        }
+        translated = {present_name(*one) for one in self._translate.list().items()}
         dialled = self._sockets.connected(
             FourTuple(local=one.remote, remote=one.local) for one in connections
         )
@@ -326,19 +329,9 @@ class LocalPeer:
 
 def is_in_force(move: Move, *, before: Translations, now: Translations) -> bool:
     """Was ``move`` made, given what was translated ahead of it, and what is?"""
-    name = FourTuple(*map(on_the_wire, move.connection))
-
-    def places(translations: Translations) -> set[str]:
-        return {
-            place
-            for dialled, place in translations.items()
-            if dialled.remote == name.remote and dialled.local.port == name.local.port
-        }
-
-    if wire_address(move.new_address) in places(now):
-        return True
-    # One that came back to where it was dialled is translated no more.
-    return name.local.address in places(before) and name.local.address not in places(now)
+    after = compose(before, [move])
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    return all(now.get(name) == after.get(name) for name in changed)
 
 
 def _outer_side(change: Rebound, name: FourTuple) -> FourTuple:

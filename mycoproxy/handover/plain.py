@@ -179,9 +179,9 @@ def changes_to_bytes(changes: Changes) -> bytes:
     return _pack(
         [
             _flat(move.connection for move in changes.moves),
-            [move.new_address for move in changes.moves],
+            [list(move.new) for move in changes.moves],
             _flat(changes.translated),
-            list(changes.translated.values()),
+            [list(now) for now in changes.translated.values()],
             _flat(changes.replaced),
             [
                 [one.old and _entry_to_plain(one.old), _entry_to_plain(one.new)]
@@ -200,13 +200,21 @@ def changes_from_bytes(data: bytes) -> Changes:
         _unpack(data), 9
     )
     return Changes(
-        moves=[Move(name, _address(place)) for name, place in _rows(_names(names), places)],
-        translated={name: _address(place) for name, place in _rows(_names(dialled), now)},
+        moves=[Move(name, _place(name, new)) for name, new in _rows(_names(names), places)],
+        translated={name: _place(name, at) for name, at in _rows(_names(dialled), now)},
         replaced={name: _rebound(pair) for name, pair in _rows(_names(replaced), pairs)},
         added=[entry_from_plain(entry) for entry in _list(added)],
         obsolete=[entry_from_plain(entry) for entry in _list(obsolete)],
         needs_nat=bool(needs_nat),
     )
+
+
+def _place(name: FourTuple, plain: object) -> Endpoint:
+    """Where a connection's workload is. A journal of an agent that could not change ports has an
+    address alone."""
+    if isinstance(plain, str):
+        return Endpoint(_address(plain), name.local.port)
+    return _endpoint(plain)
 
 
 def _rebound(plain: object) -> Rebound:

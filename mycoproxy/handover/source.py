@@ -250,6 +250,6 @@ def anchored(nft: Nft) -> dict[FourTuple, Endpoint]:
     In the workload's own namespace it is the other end that is translated.
     """
     return {
-        FourTuple(local=name.remote, remote=name.local): Endpoint(now, name.local.port)
+        FourTuple(local=name.remote, remote=name.local): now
         for name, now in Translate(nft).list().items()
     }

@@ -129,7 +129,7 @@ class LocalTarget:
             self._via[FourTuple(name.local, anchor)] = name
             # Here it is the other end that is translated: the workload is in the client's place.
             reverse = FourTuple(local=name.remote, remote=name.local)
-            moves.append(Move(reverse, anchor.address))
+            moves.append(Move(reverse, anchor))
         Translate(self._nft).add(moves)
         self._moves += moves
 

@@ -74,8 +74,13 @@ def pair_key(source: Endpoint, destination: Endpoint) -> bytes:
 
 
 def port_key(port: int) -> bytes:
-    """``tcp dport``."""
+    """``tcp dport``, as a key or as a map's value."""
     return struct.pack(">H", port)
+
+
+def read_port(value: bytes) -> int:
+    """What ``port_key`` wrote."""
+    return int.from_bytes(value, "big")
 
 
 def read_pair(key: bytes) -> tuple[Endpoint, Endpoint]:
@@ -144,10 +149,10 @@ def _set_of(table: str, set_name: str) -> bytes:
 
 def _element(key: bytes, data: bytes) -> bytes:
     # Keys and addresses fill whole words; a port alone is padded.
-    if not data:
-        return _element_headers(len(key), 0)[0] + key + bytes(-len(key) % 4)
     before, between = _element_headers(len(key), len(data))
-    return before + key + between + data
+    if not data:
+        return before + key + bytes(-len(key) % 4)
+    return before + key + between + data + bytes(-len(data) % 4)
 
 
 @lru_cache(maxsize=32)
@@ -155,7 +160,7 @@ def _element_headers(key_size: int, data_size: int) -> tuple[bytes, bytes]:
     """What stands ahead of the key, and what between key and data, in an element."""
     header, nest = attribute_header, abi.NLA_F_NESTED
     key_room = key_size + -key_size % 4
-    data_room = 8 + data_size if data_size else 0
+    data_room = 8 + data_size + -data_size % 4 if data_size else 0
     before = (
         header(abi.NFTA_LIST_ELEM | nest, 8 + key_room + data_room)
         + header(abi.NFTA_SET_ELEM_KEY | nest, 4 + key_room)

@@ -29,7 +29,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from mycoproxy.addresses import FourTuple
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.conntrack_events import EndedEntries
@@ -79,7 +79,7 @@ class TranslationLifetimes:
         self._sockets: SocketLookup
         self._conntrack: Conntrack
         self._events: tuple[DestroyedSockets, EndedEntries] | None = None
-        self._places: dict[FourTuple, str] = {}
+        self._places: dict[FourTuple, Endpoint] = {}
         self._names: dict[FourTuple, FourTuple] = {}
         self._ports: dict[int, set[FourTuple]] = {}
         self._told: set[FourTuple] = set()
@@ -269,7 +269,8 @@ class TranslationLifetimes:
         return False if _TRACKED.exists() and int(_TRACKED.read_text()) else None
 
     def _addresses(self, dialled: FourTuple) -> set[str]:
-        return {dialled.local.address, dialled.remote.address, self._places[dialled]}
+        ends = (*dialled, self._places[dialled])
+        return {end.address for end in ends}
 
 
 class _LocalAddresses:

@@ -2,8 +2,15 @@
 
 The client's socket goes on speaking to the address that it dialled. In its namespace the packets
 of exactly this connection get the new address on their way out, and the old one on their way in:
-two nftables maps keyed by the 4-tuple, no per-packet state. Ports stay. The kernel mends checksums
+two nftables maps keyed by the 4-tuple, no per-packet state. The kernel mends checksums
 (nft_payload), also those that are left to the device.
+
+Mostly the port stays. It changes, too, if the other end is an anchor node that has had to take
+another one (``anchor_ports``). A lookup gives one value, so that takes two in one rule, and the
+second sees a name with one part rewritten. Outwards the port is rewritten first, inwards the
+address, so that this is the same name both times: (the address that was dialled, the new port). It
+may be another connection's, since the second map is asked only where the first had an answer; but
+two of its own kind must not have it.
 
 The order of hooks makes it invisible to conntrack and to any stateful firewall in this namespace:
 packets are rewritten after conntrack on the way out (-150) and ahead of it on the way in (-300),
@@ -36,7 +43,7 @@ SYNs that we play to the namespace's own sockets have the names that these know,
 """
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mycoproxy.addresses import Endpoint, FourTuple
@@ -51,6 +58,7 @@ from mycoproxy.netfilter.elements import (
     port_key,
     read_address,
     read_pair,
+    read_port,
 )
 from mycoproxy.netfilter.nfnetlink import NetfilterError
 from mycoproxy.netfilter.nft import Nft
@@ -79,6 +87,14 @@ table inet {ANY_TABLE} {{
     map moved6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : ipv6_addr; }}
     map dialled4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : ipv4_addr; }}
     map dialled6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : ipv6_addr; }}
+    map port_out4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : inet_service; }}
+    map port_out6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : inet_service; }}
+    map address_out4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : ipv4_addr; }}
+    map address_out6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : ipv6_addr; }}
+    map address_in4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : ipv4_addr; }}
+    map address_in6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : ipv6_addr; }}
+    map port_in4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : inet_service; }}
+    map port_in6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service : inet_service; }}
     set live4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
     set live6 {{ type ipv6_addr . inet_service . ipv6_addr . inet_service; }}
     set wire4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; }}
@@ -103,8 +119,16 @@ table inet {ANY_TABLE} {{
         {_PAIR[6]} @wire6 reject with icmpv6 port-unreachable
     }}
     chain out {{
-        {_PAIR[4]} @live4 ip daddr set {_PAIR[4]} map @moved4
-        {_PAIR[6]} @live6 ip6 daddr set {_PAIR[6]} map @moved6
+        {_PAIR[4]} @live4 goto out4
+        {_PAIR[6]} @live6 goto out6
+    }}
+    chain out4 {{
+        tcp dport set {_PAIR[4]} map @port_out4 ip daddr set {_PAIR[4]} map @address_out4 return
+        ip daddr set {_PAIR[4]} map @moved4
+    }}
+    chain out6 {{
+        tcp dport set {_PAIR[6]} map @port_out6 ip6 daddr set {_PAIR[6]} map @address_out6 return
+        ip6 daddr set {_PAIR[6]} map @moved6
     }}
     chain output {{
         type route hook output priority {PRIORITY_AFTER_CONNTRACK}; policy accept;
@@ -127,8 +151,10 @@ table inet {ANY_TABLE} {{
         {_MIRRORED[6]} @live6 reject with icmpv6 port-unreachable
     }}
     chain in {{
-        ip saddr set {_PAIR[4]} map @dialled4
-        ip6 saddr set {_PAIR[6]} map @dialled6
+        ip saddr set {_PAIR[4]} map @dialled4 return
+        ip saddr set {_PAIR[4]} map @address_in4 tcp sport set {_PAIR[4]} map @port_in4
+        ip6 saddr set {_PAIR[6]} map @dialled6 return
+        ip6 saddr set {_PAIR[6]} map @address_in6 tcp sport set {_PAIR[6]} map @port_in6
     }}
 }}
 """
@@ -136,38 +162,36 @@ table inet {ANY_TABLE} {{
 
 @dataclass(frozen=True)
 class Move:
-    """A connection, by the name it has now, and the address that its workload's end gets."""
+    """A connection, by the name it has now, and what its workload's end is to be."""
 
     connection: FourTuple
-    new_address: str
+    new: Endpoint
 
     def reversed(self) -> "Move":
         """The move back, by the name the connection has after this one."""
-        local = Endpoint(self.new_address, self.connection.local.port)
-        return Move(
-            FourTuple(local, self.connection.remote), on_the_wire(self.connection.local).address
-        )
+        name = FourTuple(self.new, self.connection.remote)
+        return Move(name, on_the_wire(self.connection.local))
 
 
-# What the client dialled, as the workload would name it -> the address where it is now.
-Translations = Mapping[FourTuple, str]
+# What the client dialled, as the workload would name it -> where it is now.
+Translations = Mapping[FourTuple, Endpoint]
 
 
-def compose(current: Translations, moves: Iterable[Move]) -> dict[FourTuple, str]:
+def compose(current: Translations, moves: Iterable[Move]) -> dict[FourTuple, Endpoint]:
     """The translations after ``moves``, given the ones before.
 
     A connection that is translated already is found by where it is now; one that comes back to
-    the address that was dialled needs no translation any more.
+    what was dialled needs no translation any more.
     """
     after = dict(current)
     dialled_by_now = {present_name(dialled, now): dialled for dialled, now in current.items()}
     for move in moves:
         name = FourTuple(on_the_wire(move.connection.local), on_the_wire(move.connection.remote))
-        new = on_the_wire(Endpoint(move.new_address, name.local.port))
+        new = on_the_wire(move.new)
         dialled = dialled_by_now.pop(name, name)
         after.pop(dialled, None)
         if new != dialled.local:
-            after[dialled] = new.address
+            after[dialled] = new
             dialled_by_now[FourTuple(new, name.remote)] = dialled
     return after
 
@@ -189,24 +213,32 @@ class Translate:
         if not self._nft.has_table(TABLE):
             self._nft.install(TABLE, _RULESET)
 
-    def list(self) -> dict[FourTuple, str]:
-        """What is translated: the connection as it was dialled -> the address where it is now."""
+    def list(self) -> dict[FourTuple, Endpoint]:
+        """What is translated: the connection as it was dialled -> where it is now."""
         if not self._nft.has_table(TABLE):
             return {}
         return self._live(self._listed())
 
-    def _listed(self) -> dict[FourTuple, str]:
+    def _listed(self) -> dict[FourTuple, Endpoint]:
         """What stands in the maps, also what a SYN has ended."""
         if not self._nft.has_table(TABLE):
             return {}
-        found: dict[FourTuple, str] = {}
-        for name in ("moved4", "moved6"):
-            for key, value in self._nft.elements(TABLE, name):
+        found: dict[FourTuple, Endpoint] = {}
+        for version in (4, 6):
+            for key, value in self._nft.elements(TABLE, f"moved{version}"):
                 client, dialled = read_pair(key)
-                found[FourTuple(local=dialled, remote=client)] = read_address(value)
+                found[FourTuple(dialled, client)] = Endpoint(read_address(value), dialled.port)
+            ports = self._nft.elements(TABLE, f"port_out{version}")
+            addresses = dict(self._nft.elements(TABLE, f"address_out{version}")) if ports else {}
+            for key, value in ports:
+                client, dialled = read_pair(key)
+                port = read_port(value)
+                address = addresses.get(pair_key(client, dialled._replace(port=port)))
+                if address is not None:  # else it has gone between the two questions
+                    found[FourTuple(dialled, client)] = Endpoint(read_address(address), port)
         return found
 
-    def _live(self, translations: Translations) -> dict[FourTuple, str]:
+    def _live(self, translations: Translations) -> dict[FourTuple, Endpoint]:
         live = {key for name in _LIVE for key, _ in self._nft.elements(TABLE, name)}
         return {
             dialled: now
@@ -307,12 +339,12 @@ class Translate:
         release_ports(ours - wanted)
 
     def _reserved(self) -> set[int]:
-        return {int.from_bytes(key, "big") for key, _ in self._nft.elements(TABLE, "reserved")}
+        return {read_port(key) for key, _ in self._nft.elements(TABLE, "reserved")}
 
 
-def present_name(dialled: FourTuple, now: str) -> FourTuple:
+def present_name(dialled: FourTuple, now: Endpoint) -> FourTuple:
     """What a translated connection is called now, at its workload."""
-    return FourTuple(Endpoint(now, dialled.local.port), dialled.remote)
+    return FourTuple(now, dialled.remote)
 
 
 def _port_changes(ports: Iterable[int], *, delete: bool) -> Sequence[SetChange]:
@@ -339,20 +371,30 @@ def _elements_of(translations: Translations) -> dict[str, _Elements]:
     """What stands for these translations in each set."""
     found: dict[str, _Elements] = {}
     for dialled, now in translations.items():
-        current = Endpoint(now, dialled.local.port)
-        version = 6 if ":" in now else 4
-        outward = pair_key(dialled.remote, dialled.local)
-        for name, key, value in (
-            (f"moved{version}", outward, packed(now)),
-            (f"live{version}", outward, None),
-            (f"dialled{version}", pair_key(current, dialled.remote), packed(dialled.local.address)),
-            (f"wire{version}", pair_key(dialled.remote, current), None),
-        ):
-            elements = found.setdefault(name, _Elements(name))
+        for name, key, value in _elements_of_one(dialled.remote, dialled.local, now):
+            elements = found.setdefault(f"{name}{now.version}", _Elements(f"{name}{now.version}"))
             elements.keys.append(key)
             if value is not None:
                 elements.data.append(value)
     return found
+
+
+def _elements_of_one(
+    client: Endpoint, dialled: Endpoint, now: Endpoint
+) -> Iterator[tuple[str, bytes, bytes | None]]:
+    """(set, key, value) of each; the set without the IP version."""
+    outward = pair_key(client, dialled)
+    yield "live", outward, None
+    yield "wire", pair_key(client, now), None
+    if now.port == dialled.port:
+        yield "moved", outward, packed(now.address)
+        yield "dialled", pair_key(now, client), packed(dialled.address)
+        return
+    between = dialled._replace(port=now.port)
+    yield "port_out", outward, port_key(now.port)
+    yield "address_out", pair_key(client, between), packed(now.address)
+    yield "address_in", pair_key(now, client), packed(dialled.address)
+    yield "port_in", pair_key(between, client), port_key(dialled.port)
 
 
 def _opening_changes(come: Translations) -> Sequence[SetChange]:

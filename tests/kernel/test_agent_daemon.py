@@ -231,7 +231,7 @@ def test_it_lists_the_connections_that_are_translated_in_its_namespaces(
 
     def translate() -> None:
         with Nft() as nft:
-            Translate(nft).add([Move(connection, "10.0.1.1")])
+            Translate(nft).add([Move(connection, Endpoint("10.0.1.1", 6379))])
 
     pod.call(translate)
     agent.start(MYCOPROXY_NAMESPACES_PODS=f"{pod.path},{agent.node.path},/run/netns/none-*")

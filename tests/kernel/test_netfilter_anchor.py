@@ -44,7 +44,7 @@ def test_a_client_goes_on_through_its_anchor_also_where_nothing_was_tracked(
     lab.router.call(rebind, conntrack, hold, [Rebound(None, entry)])
     # In the workload's place it is the other end that is translated.
     there = Translate(lab.nft["b"])
-    lab.b.call(there.add, [Move(FourTuple(name.remote, new), anchor.address)])
+    lab.b.call(there.add, [Move(FourTuple(name.remote, new), anchor)])
     moved = lab.move(server, "a", "b")
     assert moved.getpeername()[:2] == tuple(name.remote)
     assert_talks(client, moved, 1_000_000)

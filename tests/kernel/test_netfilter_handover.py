@@ -114,7 +114,7 @@ def _rehome(lab: Lab, names: list[Any], version: int, dialled: str) -> Path:
             ]
             node.call(rebind, conntrack, hold, changes)
             node.call(hold.release)
-        if moves := [Move(name, new.address) for name in names if paths[name] is Path.TRANSLATE]:
+        if moves := [Move(name, new) for name in names if paths[name] is Path.TRANSLATE]:
             node.call(Translate(lab.nft[node_name]).add, moves)
         done |= set(paths.values())
     (chosen,) = done - {Path.NOTHING, Path.ADMIT}

@@ -117,12 +117,12 @@ def _moved(lab: Lab, version: int, *, port: int = PORT, where: str = "client") -
     client = _dial(lab, lab.address["a", version], port)
     server = lab.keep(listener.accept()[0])
     dialled = tuple_of(server)
-    move = Move(dialled, lab.address["b", version])
+    move = Move(dialled, Endpoint(lab.address["b", version], port))
     lab.node(where).call(Translate(lab.nft[where]).add, [move])
     state = lab.a.call(capture, server)
     moved = lab.keep(lab.b.call(socket.socket, server.family))
     moved.settimeout(10)
-    lab.b.call(establish, moved, state, local=Endpoint(move.new_address, port))
+    lab.b.call(establish, moved, state, local=move.new)
     server.close()  # in repair mode: silently
     lab.b.call(release, moved, state)
     return Moved(client, moved, dialled, listener)
@@ -406,9 +406,9 @@ def test_a_connection_of_a_reused_name_may_move_in_its_turn(
     moved.end("reset")
     client = _dial(lab, lab.address["a", version], from_port=moved.port)
     server = lab.keep(moved.listener.accept()[0])
-    lab.client.call(translate.add, [Move(tuple_of(server), lab.address["b", version])])
+    lab.client.call(translate.add, [Move(tuple_of(server), lab.endpoint("b", version))])
     assert_talks(client, lab.move(server, "a", "b"))
-    assert lab.client.call(translate.list) == {moved.dialled: lab.address["b", version]}
+    assert lab.client.call(translate.list) == {moved.dialled: lab.endpoint("b", version)}
     lab.client.call(translate.clear)
     assert _reserved(lab) == ""
 
@@ -427,7 +427,7 @@ def test_a_connection_that_is_not_open_yet_sends_its_syn_to_the_new_address_agai
     client.bind((lab.address["client", version], 0))
     assert client.connect_ex((lab.address["a", version], PORT)) == errno.EINPROGRESS
     name = FourTuple(lab.endpoint("a", version), Endpoint(*client.getsockname()[:2]))
-    lab.client.call(translate.add, [Move(name, lab.address["b", version])])
+    lab.client.call(translate.add, [Move(name, lab.endpoint("b", version))])
     server = lab.keep(listener.accept()[0])  # after a second, the SYN's first repetition
     client.setblocking(True)
     assert_talks(client, server)

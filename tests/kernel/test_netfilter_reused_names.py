@@ -110,8 +110,9 @@ def _anchor(lab: Lab, version: int, old: FourTuple) -> Endpoint:
     address = lab.router.call(anchors.address_toward, lab.address["b", version])
     assert address is not None
     workload = FourTuple(local=old.remote, remote=lab.endpoint("b", version))
-    lab.b.call(Translate(lab.nft["b"]).add, [Move(workload, address)])
-    return Endpoint(address, old.remote.port)
+    anchor = Endpoint(address, old.remote.port)
+    lab.b.call(Translate(lab.nft["b"]).add, [Move(workload, anchor)])
+    return anchor
 
 
 @VERSIONS

@@ -18,7 +18,7 @@ from netfilter_lab import (
     wait_until,
 )
 
-from mycoproxy.addresses import FourTuple
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.hold import Hold
 from mycoproxy.netfilter.rebind import admit, undo
@@ -58,7 +58,7 @@ def translate(lab: Lab) -> Translate:
 
 def _move(server: socket.socket, lab: Lab, target: str) -> Move:
     name = tuple_of(server)
-    return Move(name, lab.address[target, name.local.version])
+    return Move(name, lab.endpoint(target, name.local.version))
 
 
 def _reserved(lab: Lab, name: str = "client") -> str:
@@ -123,7 +123,7 @@ def test_there_and_back_again_leaves_no_translation(
         lab.client.call(translate.add, [_move(server, lab, target)])
         server = lab.move(server, source, target)
         assert_talks(client, server)
-        wanted = {} if target == "a" else {dialled: lab.address["b", version]}
+        wanted = {} if target == "a" else {dialled: lab.endpoint("b", version)}
         assert lab.client.call(translate.list) == wanted
 
 
@@ -145,7 +145,7 @@ def test_translations_outlive_the_process_that_made_them(lab: Lab, translate: Tr
     moved = lab.move(server, "a", "b")
     later = Translate(lab.nft["client"])
     lab.client.call(later.install)
-    assert lab.client.call(later.list) == {name: lab.address["b", 4]}
+    assert lab.client.call(later.list) == {name: lab.endpoint("b", 4)}
     assert_talks(client, moved)
     lab.client.call(later.remove, [tuple_of(moved)])
     assert lab.client.call(later.list) == {}
@@ -168,10 +168,10 @@ def test_a_mapped_name_is_translated_as_ipv4(lab: Lab, translate: Translate) -> 
     client, server = lab.connect(listener, lab.address["a", 4])
     name = tuple_of(server)
     assert name.local.address.startswith("::ffff:")
-    new = f"::ffff:{lab.address['b', 4]}"
+    new = Endpoint(f"::ffff:{lab.address['b', 4]}", PORT)
     lab.client.call(translate.add, [Move(name, new)])
     state_move = lab.client.call(translate.list)
-    assert list(state_move.values()) == [lab.address["b", 4]]
+    assert list(state_move.values()) == [lab.endpoint("b", 4)]
     client.sendall(b"x")
     wait_until(lambda: attempts(client) > 0 or readable(client), "b is asked")
     assert not readable(server)
@@ -201,15 +201,12 @@ def test_thousands_of_translations_are_added_listed_and_removed(
     _, server = lab.connect(lab.listen("a", 4), lab.address["a", 4])
     name = tuple_of(server)
     moves = [
-        Move(
-            FourTuple(name.local, name.remote._replace(port=port)),
-            lab.address["b", 4],
-        )
+        Move(FourTuple(name.local, name.remote._replace(port=port)), lab.endpoint("b", 4))
         for port in range(20000, 24000, 2)
     ]
     lab.client.call(translate.add, moves)
     found = lab.client.call(translate.list)
-    assert found == {move.connection: move.new_address for move in moves}
+    assert found == {move.connection: move.new for move in moves}
     assert lab.client.call(reserve_ports, range(20000, 24000)) == set(range(20001, 24000, 2))
     lab.client.call(release_ports, range(20001, 24000, 2))
     lab.client.call(translate.remove, [move.connection for move in moves])

@@ -80,7 +80,7 @@ class Anchored:
         change = Rebound(entry, renamed_entry(entry, old, new))
         self.lab.router.call(rebind, self.conntrack, self.hold, [change])
         if port == old.remote.port:
-            move = Move(FourTuple(local=old.remote, remote=new.local), self.address)
+            move = Move(FourTuple(local=old.remote, remote=new.local), new.remote)
             self.lab.b.call(Translate(self.lab.nft["b"]).add, [move])
         else:
             self._translate(new.local, old.remote, new.remote)

@@ -99,8 +99,8 @@ def test_anchors(via: dict[FourTuple, Endpoint]) -> None:
 
 changed = st.builds(
     Changes,
-    moves=st.lists(st.builds(Move, names, addresses), max_size=3),
-    translated=st.dictionaries(names, addresses, max_size=3),
+    moves=st.lists(st.builds(Move, names, endpoints), max_size=3),
+    translated=st.dictionaries(names, endpoints, max_size=3),
     replaced=st.dictionaries(names, st.builds(Rebound, st.none() | entries, entries), max_size=3),
     added=st.lists(entries, max_size=3),
     obsolete=st.lists(entries, max_size=3),

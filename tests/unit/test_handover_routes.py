@@ -234,7 +234,7 @@ def test_what_nodes_have_kept_finds_its_connection_by_the_name_that_they_use() -
     assert found.wire_names[wire] == AGAIN.name
 
 
-PLACES = [OLD.address, NEW.address, "10.244.3.7"]
+PLACES = [OLD, NEW, Endpoint("10.244.3.7", OLD.port + 1)]
 
 
 @pytest.mark.parametrize("history", [[], [1], [1, 2], [2, 1, 0]])
@@ -243,9 +243,9 @@ def test_whether_a_translation_was_made_is_seen_from_what_is_there(
     history: list[int], to: int
 ) -> None:
     def at(place: int) -> FourTuple:
-        return FourTuple(Endpoint(PLACES[place], OLD.port), CLIENT)
+        return FourTuple(PLACES[place], CLIENT)
 
-    before: dict[FourTuple, str] = {FourTuple(OLD, OUTSIDE): NEW.address}
+    before = {FourTuple(OLD, OUTSIDE): NEW}
     here = 0
     for place in history:
         before = compose(before, [Move(at(here), PLACES[place])])

@@ -118,49 +118,49 @@ def _name(local: Endpoint, remote: Endpoint = CLIENT) -> FourTuple:
 
 
 def test_moves_of_one_connection_become_one_translation() -> None:
-    once = compose({}, [Move(_name(A), B.address)])
-    assert once == {_name(A): B.address}
-    twice = compose(once, [Move(_name(B), C.address)])
-    assert twice == {_name(A): C.address}
-    assert compose(twice, [Move(_name(C), A.address)]) == {}
+    once = compose({}, [Move(_name(A), B)])
+    assert once == {_name(A): B}
+    twice = compose(once, [Move(_name(B), C)])
+    assert twice == {_name(A): C}
+    assert compose(twice, [Move(_name(C), A)]) == {}
 
 
 def test_several_moves_at_once_follow_each_other() -> None:
-    moves = [Move(_name(A), B.address), Move(_name(B), C.address)]
-    assert compose({}, moves) == {_name(A): C.address}
+    moves = [Move(_name(A), B), Move(_name(B), C)]
+    assert compose({}, moves) == {_name(A): C}
 
 
 def test_other_connections_are_left_alone() -> None:
     other = _name(A, Endpoint("192.0.2.2", 40000))
-    current = {other: B.address}
-    assert compose(current, [Move(_name(A), C.address)]) == {
-        other: B.address,
-        _name(A): C.address,
+    current = {other: B}
+    assert compose(current, [Move(_name(A), C)]) == {
+        other: B,
+        _name(A): C,
     }
-    assert current == {other: B.address}
+    assert current == {other: B}
 
 
 def test_moving_to_where_it_is_changes_nothing() -> None:
-    assert compose({}, [Move(_name(A), A.address)]) == {}
-    assert compose({_name(A): B.address}, [Move(_name(B), B.address)]) == {_name(A): B.address}
+    assert compose({}, [Move(_name(A), A)]) == {}
+    assert compose({_name(A): B}, [Move(_name(B), B)]) == {_name(A): B}
 
 
 def test_mapped_addresses_are_translated_as_ipv4() -> None:
     mapped = FourTuple(
         Endpoint("::ffff:10.0.0.1", 80), Endpoint(f"::ffff:{CLIENT.address}", CLIENT.port)
     )
-    assert compose({}, [Move(mapped, "::ffff:10.0.1.1")]) == {_name(A): B.address}
+    assert compose({}, [Move(mapped, Endpoint("::ffff:10.0.1.1", 80))]) == {_name(A): B}
 
 
 @given(st.lists(st.sampled_from([A, B, C])))
 def test_any_journey_is_one_translation_and_can_be_undone(stops: list[Endpoint]) -> None:
-    translations: dict[FourTuple, str] = {}
+    translations: dict[FourTuple, Endpoint] = {}
     here, moves = A, []
     for stop in stops:
-        moves.append(Move(_name(here), stop.address))
+        moves.append(Move(_name(here), stop))
         translations = compose(translations, moves[-1:])
         here = stop
-        assert translations == ({} if here == A else {_name(A): here.address})
+        assert translations == ({} if here == A else {_name(A): here})
     for move in reversed(moves):
         translations = compose(translations, [move.reversed()])
     assert translations == {}
