@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
 from mycoproxy.errors import MycoError
-from mycoproxy.handover.routes import moved_address
+from mycoproxy.handover.anchoring import Anchoring
 from mycoproxy.handover.sides import Offer, Task
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.anchor import Anchors
@@ -78,6 +78,7 @@ class LocalPeer:
         self._hold: Hold
         self._translate: Translate
         self._anchors: Anchors
+        self._anchoring: Anchoring
         self._own_addresses: frozenset[str] = frozenset()
         self._rebound: list[Rebound] = []
         self._moves: list[Move] = []
@@ -103,6 +104,7 @@ class LocalPeer:
         self._translate = Translate(self._nft)
         self._translate.install()
         self._anchors = Anchors(self._nft)
+        self._anchoring = Anchoring(self._anchors, self._translate, self._conntrack, self._sockets)
         self._own_addresses = local_addresses()
 
     def has_address(self, address: str) -> bool:
@@ -125,26 +127,34 @@ class LocalPeer:
             behind=self._behind,
             addresses=self.known_behind | self._own_addresses,
         )
-        offers = []
-        for connection in connections:
-            entry = entries.get(connection)
-            path = choose_path(
+        paths = {
+            connection: choose_path(
                 connection,
                 addresses=addresses,
-                entry=entry,
+                entry=entries.get(connection),
                 local_addresses=self._own_addresses if connection in clients_here else (),
                 standpoint=standpoint,
             )
-            can_anchor = path is Path.ANCHOR or home
-            anchor = self._anchor(connection, addresses) if can_anchor else None
-            if path is not Path.NOTHING or entry is not None or anchor is not None:
-                offers.append(Offer(connection, path, entry, anchor))
+            for connection in connections
+        }
+        anchors = self._anchoring.ends(
+            [
+                connection
+                for connection, path in paths.items()
+                # The workload's own node is asked for more, if nobody else leads a connection.
+                if path is Path.ANCHOR or (home and path not in (Path.REBIND, Path.TRANSLATE))
+            ],
+            connections,
+            addresses,
+            self._own_addresses,
+        )
+        offers = [
+            Offer(connection, path, entries.get(connection), anchors.get(connection))
+            for connection, path in paths.items()
+            if path is not Path.NOTHING or connection in entries or connection in anchors
+        ]
         self._surveyed.update((offer.connection, offer) for offer in offers)
         return offers
-
-    def _anchor(self, connection: FourTuple, addresses: Mapping[str, str]) -> Endpoint | None:
-        own = self._anchors.address_toward(moved_address(connection.local.address, addresses))
-        return None if own is None else Endpoint(own, connection.remote.port)
 
     async def rehome(self, tasks: Sequence[Task]) -> None:
         """See ``Peer``."""
