@@ -177,8 +177,10 @@ class Handover:
             raise failures[0]
 
     async def survey(self, names: Sequence[Known]) -> None:
-        """See ``Leading.survey``."""
+        """See ``Leading.survey``; once the workload stands. What is expected is staged."""
         await self._leading.survey(names)
+        self._leading.expect()
+        await self._leading.stage()
 
     async def _rehome(self) -> None:
         plan = await self._leading.plan(self.connections, await self._source.newcomers())

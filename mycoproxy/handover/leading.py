@@ -1,7 +1,7 @@
 """All nodes together: asks them what they can do, has them do it, and collects what they kept."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from mycoproxy.addresses import FourTuple
@@ -35,6 +35,8 @@ class Leading:
         self._nodes = nodes
         self._routes = Routes(self._addresses, home=nodes.source, target=nodes.target)
         self._plan = Plan()
+        self._staged = Plan()
+        self._late = Plan()
         self._newcomers: list[Segment] = []
         self._welcomed: set[FourTuple] = set()
 
@@ -72,9 +74,21 @@ class Leading:
         for peer, offers in zip(asked, answers, strict=True):
             self._routes.learn(peer.name, offers)
 
-    def expected(self) -> set[str]:
-        """The nodes that will have something to do, as far as was found out."""
-        return set(self._routes.plan(self._routes.names).tasks)
+    def expect(self) -> set[str]:
+        """Plan for what was found so far. Returns the nodes that will have something to do."""
+        self._staged = self._routes.plan(self._routes.names)
+        return set(self._staged.tasks)
+
+    async def stage(self) -> None:
+        """Tell every node what is expected, so that only what is new has to be told in the
+        handover. Raises ``MycoError``."""
+        await all_of(
+            *(
+                peer.stage(self._staged.tasks[peer.name])
+                for peer in self._peers
+                if self._staged.tasks.get(peer.name)
+            )
+        )
 
     async def plan(self, connections: Sequence[Connection], newcomers: Sequence[Segment]) -> Plan:
         """What is to be done for all of them. Surveys those that are new.
@@ -86,7 +100,7 @@ class Leading:
         self._newcomers += newcomers
         names = [*travelling, *(syn.connection for syn in self._newcomers)]
         await self.survey([Known(name) for name in names])
-        plan = self._plan_for(names)
+        plan = self._plan_with(dict.fromkeys(names))
         left = sorted(set(plan.unreached) & set(travelling))
         if left:
             others = f" and {len(left) - 1} more" if len(left) > 1 else ""
@@ -97,16 +111,29 @@ class Leading:
         self._plan = plan
         return plan
 
-    def _plan_for(self, names: Sequence[FourTuple]) -> Plan:
-        return self._routes.plan(name for name in names if not is_inside(name, self._addresses))
+    def _plan_with(self, names: Collection[FourTuple]) -> Plan:
+        """What was staged is most of it, or all."""
+        outside = dict.fromkeys(name for name in names if not self._is_inside(name))
+        self._late = self._routes.plan(name for name in outside if name not in self._staged.names)
+        if outside.keys() == self._staged.names:  # as a rule
+            return self._staged
+        return self._routes.plan(outside)
 
-    async def rehome(self, plan: Plan) -> None:
-        """Have every node do its part. Raises ``MycoError``."""
+    def _is_inside(self, name: FourTuple) -> bool:
+        return is_inside(name, self._addresses)
+
+    async def rehome(self, plan: Plan, *, involved: Collection[str] = ()) -> None:
+        """Have every node do its part of what ``plan`` returned, and those that are ``involved``
+        with nothing to do end theirs. Raises ``MycoError``."""
+        gone = self._staged.names - plan.names
+        nodes = {*involved, *self._staged.tasks, *plan.tasks}
         await all_of(
             *(
-                peer.rehome(plan.tasks[peer.name])
+                peer.rehome(
+                    self._late.tasks.get(peer.name, ()), self._staged.names_at(peer.name, gone)
+                )
                 for peer in self._peers
-                if plan.tasks.get(peer.name)
+                if peer.name in nodes
             )
         )
 
@@ -139,8 +166,10 @@ class Leading:
             return 0
         new = [syn.connection for syn in newcomers if syn.connection not in self._welcomed]
         await self.survey([Known(name) for name in new])
-        plan = self._plan_for(new)
-        await self.rehome(plan)
+        plan = self._routes.plan(name for name in new if not self._is_inside(name))
+        await all_of(
+            *(peer.rehome(tasks) for peer in self._peers if (tasks := plan.tasks.get(peer.name)))
+        )
         self._welcomed.update(new)
         await target.welcome(newcomers, self._addresses, plan.via)
         return len(newcomers)

@@ -28,6 +28,7 @@ class LocalNode:
         self._pods = list(pods)
         self._find = find
         self._clients: dict[FourTuple, LocalPeer] = {}
+        self._staged: dict[LocalPeer, list[Task]] = {}
 
     def add(self, pod: LocalPeer) -> None:
         """One more namespace, which has been prepared."""
@@ -53,15 +54,26 @@ class LocalNode:
             offers += translating
         return offers
 
-    async def rehome(self, tasks: Sequence[Task]) -> None:
+    async def stage(self, tasks: Sequence[Task]) -> None:
         """See ``Peer``."""
+        self._staged = self._shares(tasks)
+        for part, share in self._staged.items():
+            await part.stage(share)
+
+    async def rehome(self, tasks: Sequence[Task], without: Collection[FourTuple] = ()) -> None:
+        """See ``Peer``."""
+        staged, self._staged = self._staged, {}
+        new = self._shares(tasks)
+        for part in {**staged, **new}:
+            await part.rehome(new.get(part, ()), without)
+
+    def _shares(self, tasks: Sequence[Task]) -> dict[LocalPeer, list[Task]]:
         shares: dict[LocalPeer, list[Task]] = defaultdict(list)
         for task in tasks:
             translated = task.path is Path.TRANSLATE
             part = self._clients.get(task.connection, self._host) if translated else self._host
             shares[part].append(task)
-        for part, share in shares.items():
-            await part.rehome(share)
+        return shares
 
     async def lost_segments(self) -> Sequence[Segment]:
         """See ``Peer``."""

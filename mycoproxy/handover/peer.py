@@ -1,6 +1,6 @@
 """A peer node in a network namespace of this machine: finds its part of each path, re-homes it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -48,6 +48,9 @@ class Changes:
     needs_nat: bool
 
 
+_NOTHING_STAGED: tuple[Sequence[Task], Changes | None] = ((), None)
+
+
 class LocalPeer:
     """One namespace of a peer node. ``prepare`` ahead of the freeze, ``survey`` once the workload
     stands, ``close`` when the move has ended.
@@ -85,6 +88,7 @@ class LocalPeer:
         self.known_behind: frozenset[str] = frozenset()
         """Addresses of pods, which are behind this node beside its own."""
         self._surveyed: dict[FourTuple, Offer] = {}
+        self._staged = _NOTHING_STAGED
         self._obsolete: list[ConntrackEntry] = []
         self._held_names: dict[FourTuple, FourTuple] = {}
         self._lost: list[Segment] = []
@@ -156,12 +160,26 @@ class LocalPeer:
         self._surveyed.update((offer.connection, offer) for offer in offers)
         return offers
 
-    async def rehome(self, tasks: Sequence[Task]) -> None:
+    async def stage(self, tasks: Sequence[Task]) -> None:
         """See ``Peer``."""
+        self._staged = tasks, await self._noted_changes(tasks)
+
+    async def rehome(self, tasks: Sequence[Task], without: Collection[FourTuple] = ()) -> None:
+        """See ``Peer``."""
+        (staged, changes), self._staged = self._staged, _NOTHING_STAGED
+        if without:
+            left = [task for task in staged if task.connection not in without]
+            changes = await self._worker.run(self._changes, left)
+        if changes is not None:
+            await self._worker.run(self._apply, changes)
+        if tasks:
+            await self._worker.run(self._apply, await self._noted_changes(tasks))
+
+    async def _noted_changes(self, tasks: Sequence[Task]) -> Changes:
         changes = await self._worker.run(self._changes, tasks)
         if self._note is not None:
             self._note(changes)
-        await self._worker.run(self._apply, changes)
+        return changes
 
     def _changes(self, tasks: Sequence[Task]) -> Changes:
         # Conntrack goes on knowing what is translated here by the name that the client dialled.

@@ -90,6 +90,17 @@ def tasks_from_bytes(data: bytes) -> list[Task]:
     ]
 
 
+def rehoming_to_bytes(tasks: Sequence[Task], without: Iterable[FourTuple]) -> bytes:
+    """Tasks, and the names of those that were staged and are not to be done."""
+    return _pack([tasks_to_bytes(tasks), names_to_bytes(without)])
+
+
+def rehoming_from_bytes(data: bytes) -> tuple[list[Task], list[FourTuple]]:
+    """The inverse. Raises ``TransferError``."""
+    tasks, names = _columns(_unpack(data), 2)
+    return tasks_from_bytes(_bytes(tasks)), names_from_bytes(_bytes(names))
+
+
 def segments_to_bytes(segments: Sequence[Segment]) -> bytes:
     """Segments."""
     return _pack([_flat(one.connection for one in segments), [one.segment for one in segments]])

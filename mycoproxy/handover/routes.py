@@ -12,7 +12,7 @@ A connection has a name on each part of its way:
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mycoproxy.addresses import Endpoint, FourTuple, wire_address
@@ -25,17 +25,27 @@ from mycoproxy.netfilter.renamed import moved_entry, plain_entry
 
 @dataclass(slots=True)
 class Plan:
-    """Who does what. ``tasks`` by node; ``via`` by the socket's name (see ``Target.establish``).
+    """Who does what for the connections ``names``. ``tasks`` by node; ``via`` by the socket's name
+    (see ``Target.establish``).
 
     ``unreached``: connections that nobody can lead to their new address, by the socket's name.
     """
 
+    names: set[FourTuple] = field(default_factory=set)
     tasks: dict[str, list[Task]] = field(default_factory=lambda: defaultdict(list))
     via: dict[FourTuple, Endpoint] = field(default_factory=dict)
     rehomed: list[Rehomed] = field(default_factory=list)
     unreached: list[FourTuple] = field(default_factory=list)
     wire_names: dict[FourTuple, FourTuple] = field(default_factory=dict)
     """The socket's names by those that the tasks use."""
+
+    def names_at(self, node: str, sockets: Collection[FourTuple]) -> list[FourTuple]:
+        """What the tasks of ``node`` for these connections, by the socket's names, call them."""
+        return [
+            task.connection
+            for task in self.tasks.get(node, ())
+            if self.wire_names[task.connection] in sockets
+        ]
 
 
 def outer_name(connection: FourTuple, offer: Offer | None) -> FourTuple:
@@ -62,6 +72,7 @@ class Routes:
         self._known: dict[FourTuple, Known] = {}
         self._at_home: dict[FourTuple, Offer] = {}
         self._elsewhere: dict[FourTuple, list[tuple[str, Offer]]] = defaultdict(list)
+        self._ways: dict[FourTuple, _Way] = {}
 
     def unknown(self, names: Iterable[Known]) -> list[Known]:
         """Those that were not surveyed yet."""
@@ -90,35 +101,34 @@ class Routes:
                 self._elsewhere[offer.connection].append((node, offer))
 
     def plan(self, names: Iterable[FourTuple]) -> Plan:
-        """What is to be done for those connections. All of them have been learnt of."""
+        """What is to be done for those connections. All of them have been learnt of.
+
+        It is decided once for each.
+        """
         plan = Plan()
         for name in names:
-            self._add(plan, self._known[name])
+            if name not in self._ways:
+                self._ways[name] = self._decide(self._known[name])
+            self._ways[name].add_to(plan)
         return plan
 
     def _outer(self, known: Known) -> FourTuple:
         return outer_name(known.on_the_wire, self._at_home.get(known.on_the_wire))
 
-    def _add(self, plan: Plan, known: Known) -> None:
+    def _decide(self, known: Known) -> "_Way":
+        outer = self._outer(known)
         way = _Way(
             known=known,
             home=self._at_home.get(known.on_the_wire),
-            outer=self._outer(known),
-            elsewhere=self._elsewhere.get(self._outer(known), ()),
+            outer=outer,
+            elsewhere=self._elsewhere.get(outer, ()),
             after=self._moved(known.on_the_wire),
             via=known.via,
         )
-        if not self._lead(way):
-            plan.unreached.append(known.name)
-            return
-        self._admit(way)
-        if way.via is not None:
-            plan.via[known.name] = way.via
-        for node, task in way.tasks:
-            plan.tasks[node].append(task)
-            plan.wire_names[task.connection] = known.name
-            if task.path is not Path.NOTHING:
-                plan.rehomed.append(Rehomed(node, known.name, task.path))
+        way.leads = self._lead(way)
+        if way.leads:
+            self._admit(way)
+        return way
 
     def _lead(self, way: "_Way") -> bool:
         """Whether the connection leads to the new address, with what is done for it."""
@@ -206,6 +216,22 @@ class _Way:
     after: FourTuple
     via: Endpoint | None
     tasks: list[tuple[str, Task]] = field(default_factory=list)
+    leads: bool = False
+
+    def add_to(self, plan: Plan) -> None:
+        """It is one of those to be done."""
+        name = self.known.name
+        plan.names.add(name)
+        if not self.leads:
+            plan.unreached.append(name)
+            return
+        if self.via is not None:
+            plan.via[name] = self.via
+        for node, task in self.tasks:
+            plan.tasks[node].append(task)
+            plan.wire_names[task.connection] = name
+            if task.path is not Path.NOTHING:
+                plan.rehomed.append(Rehomed(node, name, task.path))
 
     @property
     def wire(self) -> FourTuple:

@@ -7,7 +7,7 @@ method may be called after a step that was done in part, or not at all.
 """
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -167,8 +167,17 @@ class Peer(Protocol):
         ahead of the handover, so that it does not add to it.
         """
 
-    async def rehome(self, tasks: Sequence[Task]) -> None:
-        """Make the paths that lead through here lead to the new addresses. All were surveyed."""
+    async def stage(self, tasks: Sequence[Task]) -> None:
+        """Make ready for a ``rehome`` that will do these; changes nothing. All were surveyed.
+
+        Ahead of the handover, like ``survey``.
+        """
+
+    async def rehome(self, tasks: Sequence[Task], without: Collection[FourTuple] = ()) -> None:
+        """Make the paths that lead through here lead to the new addresses. All were surveyed.
+
+        What was staged, but for connections named ``without`` (as in their tasks), and ``tasks``.
+        """
 
     async def lost_segments(self) -> Sequence[Segment]:
         """What was dropped here meanwhile, by the connections' names in their tasks."""

@@ -21,6 +21,7 @@ from mycoproxy.agreement import (
 )
 from mycoproxy.agreement.messages import Commit
 from mycoproxy.errors import MycoError
+from mycoproxy.handover.leading import all_of
 from mycoproxy.moves.background import Background
 from mycoproxy.moves.caretaker import Caretaker
 from mycoproxy.moves.entries import Entries, Entry
@@ -209,9 +210,9 @@ class Acts:
         attach(NAME, entry.name.encode())
         part.attach_to(attach)
         if isinstance(part, TargetPart):
-            establish = await asyncio.shield(entry.connections)
-            await establish()
-        await entry.node.rehome(await asyncio.shield(entry.tasks))
+            await all_of(_establish(entry), _rehome(entry))
+        else:
+            await _rehome(entry)
 
     async def _recall(self, move: MoveId) -> None:
         entry = await self._parts.recall(move, self._moves.attachments(move))
@@ -228,6 +229,16 @@ class Acts:
             entry.over.set_result(live)
         _fail(entry.prepared, MycoError(f"{entry.name} was given up"))
         await self.close(entry)
+
+
+async def _establish(entry: Entry) -> None:
+    establish = await asyncio.shield(entry.connections)
+    await establish()
+
+
+async def _rehome(entry: Entry) -> None:
+    await entry.node.stage(await asyncio.shield(entry.staged))
+    await entry.node.rehome(*await asyncio.shield(entry.tasks))
 
 
 def _fail(future: "asyncio.Future[None]", error: MycoError) -> None:

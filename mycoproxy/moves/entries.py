@@ -6,10 +6,11 @@ that has both.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from mycoproxy.addresses import FourTuple
 from mycoproxy.agreement import MoveId
 from mycoproxy.errors import UsageError
 from mycoproxy.handover import Task
@@ -35,8 +36,12 @@ class Entry:
     id: MoveId | None = None
     prepared: "asyncio.Future[None]" = field(default_factory=_future)
     """Is it ready to be committed? An exception: it cannot be."""
-    tasks: "asyncio.Future[Sequence[Task]]" = field(default_factory=_future)
-    """What is to be re-homed here."""
+    staged: "asyncio.Future[Sequence[Task]]" = field(default_factory=_future)
+    """What is to be re-homed here, as far as was known before the handover."""
+    tasks: "asyncio.Future[tuple[Sequence[Task], Collection[FourTuple]]]" = field(
+        default_factory=_future
+    )
+    """What is to be re-homed beside that, and what of it is not."""
     connections: "asyncio.Future[Callable[[], Awaitable[None]]]" = field(default_factory=_future)
     """What establishes the connections, once they have come."""
     over: "asyncio.Future[bool]" = field(default_factory=_future)

@@ -21,8 +21,11 @@ class Method(Enum):
     """Is this node still the source of it? Returns ``known``."""
     SURVEY = "move.survey"
     """What can be done for these connections?"""
+    STAGE = "move.stage"
+    """What a peer's part will be, as far as is known before the handover."""
     REHOME = "move.rehome"
-    """A peer's part; returns what was lost meanwhile. The vote goes its own way."""
+    """A peer's part: what was staged, less what is named, and more. Returns what was lost
+    meanwhile. The vote goes its own way."""
     ESTABLISH = "move.establish"
     """The target's part."""
     DELIVER = "move.deliver"

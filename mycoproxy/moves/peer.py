@@ -65,10 +65,15 @@ class PeerPart:
         async with self._lock:
             return await self._node.survey(connections, addresses, home=home)
 
-    async def rehome(self, tasks: Sequence[Task]) -> None:
+    async def stage(self, tasks: Sequence[Task]) -> None:
         """See ``Peer``."""
         async with self._lock:
-            await self._node.rehome(tasks)
+            await self._node.stage(tasks)
+
+    async def rehome(self, tasks: Sequence[Task], without: Collection[FourTuple] = ()) -> None:
+        """See ``Peer``."""
+        async with self._lock:
+            await self._node.rehome(tasks, without)
 
     async def lost_segments(self) -> Sequence[Segment]:
         """See ``Peer``."""

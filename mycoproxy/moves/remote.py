@@ -4,7 +4,7 @@ Names of methods, and what goes over the wire in each, are in ``methods``.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from mycoproxy.addresses import Endpoint, FourTuple
@@ -59,9 +59,14 @@ class RemotePeer:
         answer = await self._ask(Method.SURVEY, args, plain.names_to_bytes(connections))
         return plain.offers_from_bytes(await answer.body.read(MOST_BYTES))
 
-    async def rehome(self, tasks: Sequence[Task]) -> None:
+    async def stage(self, tasks: Sequence[Task]) -> None:
+        """See ``Peer``. The move has begun."""
+        await self._ask(Method.STAGE, {"id": self._id}, plain.tasks_to_bytes(tasks))
+
+    async def rehome(self, tasks: Sequence[Task], without: Collection[FourTuple] = ()) -> None:
         """See ``Peer``."""
-        answer = await self._ask(Method.REHOME, {"id": self._id}, plain.tasks_to_bytes(tasks))
+        body = plain.rehoming_to_bytes(tasks, without)
+        answer = await self._ask(Method.REHOME, {"id": self._id}, body)
         self._lost += plain.segments_from_bytes(await answer.body.read(MOST_BYTES))
 
     async def lost_segments(self) -> Sequence[Segment]:

@@ -80,6 +80,8 @@ class Requests:
         if what is Method.SURVEY:
             return await self._survey(entry, args, body)
         self._bind(entry, args.get("id"))
+        if what is Method.STAGE:
+            return await self._stage(entry, body)
         if what is Method.REHOME:
             return await self._rehome(entry, body)
         if not isinstance(entry.part, TargetPart):
@@ -133,12 +135,20 @@ class Requests:
             raise RequestError("arguments", "the id of the move is wanted")
         self._entries.bind(entry, MoveId.parse(text))
 
-    async def _rehome(self, entry: Entry, body: Body) -> Reply:
+    async def _stage(self, entry: Entry, body: Body) -> Reply:
         tasks = plain.tasks_from_bytes(await body.read(MOST_BYTES))
+        if not entry.staged.done():
+            entry.staged.set_result(tasks)
+        return Reply()
+
+    async def _rehome(self, entry: Entry, body: Body) -> Reply:
+        tasks, without = plain.rehoming_from_bytes(await body.read(MOST_BYTES))
         if entry.tasks.done():  # of connections that came later
             await entry.node.rehome(tasks)
         else:
-            entry.tasks.set_result(tasks)
+            if not entry.staged.done():  # nothing was
+                entry.staged.set_result(())
+            entry.tasks.set_result((tasks, without))
             await asyncio.shield(entry.prepared)
         return Reply(body=plain.segments_to_bytes(await entry.node.lost_segments()))
 

@@ -134,9 +134,9 @@ class SourcePart:
         self._frozen = True
         known = await self._local.collect()
         await self._leading.survey(known)
-        plan = self._leading.expected()
+        expected = self._leading.expect()
         self.involved = {
-            node: self.lives[node] for node in (*plan, self.place.target) if node in self.lives
+            node: self.lives[node] for node in (*expected, self.place.target) if node in self.lives
         }
 
     def begun(self, move_id: str, attach: Attach) -> None:
@@ -154,6 +154,7 @@ class SourcePart:
 
     async def prepare(self, enrol: Callable[[Mapping[str, int]], None]) -> None:
         """Everything up to the vote. ``enrol`` is told of peers that were not involved so far."""
+        await self._leading.stage()
         await self._go.wait()
         self.report.mark("begin")
         await self._local.hold()
@@ -173,18 +174,11 @@ class SourcePart:
             enrol(late)
         self.report.mark("plan")
         await all_of(
-            self._leading.rehome(plan),
+            self._leading.rehome(plan, involved=self.involved),
             self._target.establish(connections, self.place.addresses, plan.via),
-            *(peer.rehome(()) for peer in self._idle(plan.tasks)),
         )
         self.report.rehomed = plan.rehomed
         self.report.mark("prepared")
-
-    def _idle(self, tasks: Mapping[str, object]) -> list[RemotePeer]:
-        """Those that have begun, and have nothing to do after all: they have to vote, too."""
-        return [
-            peer for peer in self._peers if peer.name in self.involved and not tasks.get(peer.name)
-        ]
 
     def _write_down(self, connections: Sequence[Connection]) -> None:
         kept = [one for one in connections if one.is_only_copy]

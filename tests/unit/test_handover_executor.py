@@ -7,7 +7,7 @@ so nothing of a kernel is imitated.
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from mycoproxy.handover import (
     Event,
     Handover,
     HandoverError,
+    Known,
     Nodes,
     Offer,
     Peer,
@@ -140,12 +141,23 @@ class RecordingPeer:
         self._recorder = recorder
         self._ports = ports
         self._path = path
+        self.staged: set[int] = set()
+        self.rehomed: set[int] = set()
 
-    async def rehome(self, tasks: Sequence[Task]) -> None:
+    async def stage(self, tasks: Sequence[Task]) -> None:
+        self._check(tasks)
+        self.staged = {task.connection.remote.port for task in tasks}
+
+    async def rehome(self, tasks: Sequence[Task], without: Collection[FourTuple] = ()) -> None:
+        self._check(tasks)
+        self.rehomed = self.staged - {name.remote.port for name in without}
+        self.rehomed |= {task.connection.remote.port for task in tasks}
+        await self._recorder.call(f"rehome {self.name}")
+
+    def _check(self, tasks: Sequence[Task]) -> None:
         assert all(task.path is self._path for task in tasks)
         assert all(task.after.local.address == NEW for task in tasks)
         assert {task.connection.remote.port for task in tasks} <= set(self._ports)
-        await self._recorder.call(f"rehome {self.name}")
 
     async def survey(
         self, connections: Sequence[FourTuple], addresses: Mapping[str, str], *, home: bool
@@ -208,10 +220,9 @@ class Recorded:
         self.source: Source = RecordingSource(self.recorder)
         self.target = RecordingTarget(self.recorder)
         target: Target = self.target
-        self.peers: list[Peer] = [
-            RecordingPeer(self.recorder, "router", [40001], Path.REBIND),
-            RecordingPeer(self.recorder, "client", [40002], Path.TRANSLATE),
-        ]
+        self.router = RecordingPeer(self.recorder, "router", [40001, 40005], Path.REBIND)
+        self.client = RecordingPeer(self.recorder, "client", [40002, 40006], Path.TRANSLATE)
+        self.peers: list[Peer] = [self.router, self.client]
         self.recorded: list[tuple[State, Event, State]] = []
         self.handover = Handover(
             self.source,
@@ -259,6 +270,22 @@ def test_a_handover_asks_the_sides_in_order_and_keeps_what_they_say() -> None:
     assert {(one.peer, one.connection.remote.port) for one in recorded.handover.rehomed} == {
         ("router", 40001),
         ("client", 40002),
+    }
+
+
+def test_what_was_expected_is_told_ahead_and_only_what_changed_in_the_handover() -> None:
+    recorded = Recorded()
+    expected = [connection(port).four_tuple for port in (40001, 40002, 40006)]
+    recorded.recorder.connections = [connection(port) for port in (40001, 40002, 40005)]
+    run(recorded.handover.survey([Known(name) for name in expected]))
+    assert (recorded.router.staged, recorded.client.staged) == ({40001}, {40002, 40006})
+    run(whole(recorded.handover))
+    assert recorded.router.rehomed == {40001, 40005}, "one came meanwhile"
+    assert recorded.client.rehomed == {40002}, "one has gone meanwhile"
+    assert {one.connection.remote.port for one in recorded.handover.rehomed} == {
+        40001,
+        40002,
+        40005,
     }
 
 
