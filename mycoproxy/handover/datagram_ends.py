@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from mycoproxy.addresses import Endpoint
@@ -14,6 +14,7 @@ from mycoproxy.netfilter.elements import on_the_wire, packed
 from mycoproxy.sockets import tasks_of
 from mycoproxy.sockets.datagram import Datagram, HeldDatagramSocket, take_datagram_sockets
 from mycoproxy.sockets.datagram_options import read_options, set_options
+from mycoproxy.sockets.tasks import Task
 from mycoproxy.tcp.segments import checksum_of
 
 _UDP = struct.Struct("!HHHH")  # source port, destination port, length, checksum
@@ -34,15 +35,17 @@ class LocalDatagramSource:
         """See ``DatagramSource``."""
         before = {_inode(one): one.dropped for one in self._sockets}
         self.close()
-        self._sockets = await self._worker.run(
-            lambda: take_datagram_sockets(tasks_of(self._init_pid))
-        )
+        self._sockets = await self._worker.run(take_datagram_sockets, self._tasks())
         for one in self._sockets:
             one.dropped = before.get(_inode(one), one.dropped)
         return [
             DatagramEnd(one.local, one.remote, one.names, read_options(one.sock))
             for one in self._sockets
         ]
+
+    def _tasks(self) -> Iterator[Task]:
+        """They are looked for only if somebody wants to know: it takes milliseconds."""
+        yield from tasks_of(self._init_pid)
 
     async def arrived(self) -> Sequence[Datagram]:
         """See ``DatagramSource``."""

@@ -62,6 +62,14 @@ class LocalDatagramPeer:
         self._pods = [_Place(pod) for pod in pods]
         self._behind = None if behind is None else tuple(behind)
         self._where: dict[tuple[FourTuple, Path], _Place] = {}
+        self.known_behind: frozenset[str] = frozenset()
+        """Addresses of pods, which are behind this node beside its own."""
+
+    async def add(self, pod: NamespaceWorker) -> None:
+        """One more pod of this node; prepares it."""
+        place = _Place(pod)
+        await pod.run(place.prepare)
+        self._pods.append(place)
 
     async def prepare(self) -> None:
         """Open what the survey needs."""
@@ -83,7 +91,7 @@ class LocalDatagramPeer:
         found = place.opened().of_workload(addresses, ports)
         place.entries.update(found)
         # Nothing may track those that dialled the workload itself.
-        dialled = dict.fromkeys(_dialled_from_here(addresses, ports))
+        dialled = dict.fromkeys(dialled_from_here(addresses, ports))
         offers = self._offers(place, {**dialled, **found}, addresses, home=home)
         if any(offer.path is Path.TRANSLATE for offer in offers):
             place.opened().install()  # it takes longer than all the rest: ahead of the handover
@@ -125,7 +133,11 @@ class LocalDatagramPeer:
         home: bool,
     ) -> list[FlowOffer]:
         host = place is self._host
-        standpoint = Standpoint(home=home and host, behind=self._behind if host else None)
+        standpoint = Standpoint(
+            home=home and host,
+            behind=self._behind if host else None,
+            addresses=self.known_behind | self._host.addresses,
+        )
         offers = []
         for flow, entry in entries.items():
             path = choose_path(
@@ -168,8 +180,9 @@ class LocalDatagramPeer:
             await place.worker.run(place.close)
 
 
-def _dialled_from_here(addresses: Mapping[str, str], ports: Sequence[int]) -> list[FourTuple]:
-    """The flows of the connected UDP sockets of the calling thread's namespace."""
+def dialled_from_here(addresses: Mapping[str, str], ports: Sequence[int]) -> list[FourTuple]:
+    """The flows of the connected UDP sockets of the calling thread's namespace, to these ports of
+    the workload at its old addresses (the keys)."""
     return [
         FourTuple(on_the_wire(used.remote), on_the_wire(used.local))
         for used in datagram_addresses_in_use()
@@ -177,6 +190,20 @@ def _dialled_from_here(addresses: Mapping[str, str], ports: Sequence[int]) -> li
         and used.remote.port in ports
         and wire_address(used.remote.address) in addresses
     ]
+
+
+def has_flows(addresses: Mapping[str, str], ports: Sequence[int]) -> bool:
+    """Does anything in the calling thread's namespace speak with these ports of the workload?
+
+    Cheap where nothing is tracked: for a pod that nothing is opened for unless it matters.
+    """
+    if dialled_from_here(addresses, ports):
+        return True
+    flows = DatagramFlows()
+    try:
+        return bool(flows.of_workload(addresses, ports))
+    finally:
+        flows.close()
 
 
 def _lead(place: _Place, tasks: Sequence[FlowTask]) -> None:

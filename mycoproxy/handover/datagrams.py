@@ -118,6 +118,11 @@ class Datagrams:
         """What could not be kept, in words."""
         return tuple(self._remarks)
 
+    @property
+    def has_sockets(self) -> bool:
+        """Had the workload any when they were looked at last?"""
+        return bool(self._ends)
+
     async def survey(self) -> None:
         """Find out what flows there are, and who can do what for them. Raises ``MycoError``,
         ``OSError``."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mycoproxy.agreement import (
@@ -119,6 +120,10 @@ class Acts:
             log.warning("%s: not closed cleanly: %s", entry.name, error)
         for path in entry.part.paths:
             self._caretaker.look_after(path)
+
+    def look_after(self, path: Path) -> None:
+        """Something may be translated, or led, in this namespace from now on."""
+        self._caretaker.look_after(path)
 
     async def _say(self, node: str, message: Mapping[str, Any]) -> None:
         try:

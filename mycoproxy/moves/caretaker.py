@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mycoproxy.errors import MycoError
+from mycoproxy.moves.led_flows import LedFlows
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.netfilter.lifetimes import TranslationLifetimes
 
@@ -53,13 +54,17 @@ class Caretaker:
         except (MycoError, OSError):  # it is gone, and with it what was in it
             return
         lifetimes = TranslationLifetimes(worker, moving=self._moving)
+        led = LedFlows(worker)
         inode = worker.call(_own_inode)
         try:
             await lifetimes.open()
-            while path in self._again or lifetimes.remaining or self._moving():
+            while path in self._again or led.remain or lifetimes.remaining or self._moving():
                 if path in self._again:
                     self._again.discard(path)
                     await lifetimes.sweep()
+                    led.begin()
+                if not self._moving():
+                    await led.look()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_SECONDS):
                         await lifetimes.attend()

@@ -1,14 +1,19 @@
 """Makes this node's parts in moves, new ones and from what the journal has of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from mycoproxy.agreement import MoveId
+from mycoproxy.handover.datagram_ends import LocalDatagramSource
 from mycoproxy.moves.driver import Channel
 from mycoproxy.moves.entries import Entry
 from mycoproxy.moves.namespaces import NodeNamespaces
+from mycoproxy.moves.node_datagrams import NodeDatagrams
 from mycoproxy.moves.peer import PeerPart
 from mycoproxy.moves.remote import Call, RemotePeer, RemoteTarget
+from mycoproxy.moves.remote_datagrams import RemoteDatagramPeer, RemoteDatagramTarget
 from mycoproxy.moves.source import SourcePart, SourcePlace
+from mycoproxy.moves.source_datagrams import SourceDatagrams
 from mycoproxy.moves.target import TargetPart, TargetPlace
 from mycoproxy.netfilter.paths import Network
 
@@ -50,7 +55,11 @@ class Parts:
         """As a node that others come by."""
         return PeerPart(self.name, name, self._namespaces, behind=self._behind)
 
-    def source(self, place: SourcePlace, nodes: Iterable[str]) -> SourcePart:
+    def datagrams(self, workload: Path | None) -> NodeDatagrams:
+        """For UDP flows. ``workload``: its own namespace on this node."""
+        return NodeDatagrams(self.name, self._namespaces, behind=self._behind, workload=workload)
+
+    def source(self, place: SourcePlace, nodes: Collection[str]) -> SourcePart:
         """As the source. ``nodes``: all others that may have a part in it."""
         call, move, deadline = self._call, place.move, self._deadline
         return SourcePart(
@@ -60,6 +69,13 @@ class Parts:
             peers=[RemotePeer(call, node, move, deadline=deadline) for node in nodes],
             namespaces=self._namespaces,
             orders=self.channel(move),
+            datagrams=lambda worker: SourceDatagrams(
+                LocalDatagramSource(worker, place.init_pid),
+                RemoteDatagramTarget(call, place.target, move),
+                self.datagrams(Path(place.netns)),
+                [RemoteDatagramPeer(call, node, move) for node in nodes],
+                addresses=place.addresses,
+            ),
         )
 
     def target(self, place: TargetPlace) -> TargetPart:

@@ -14,8 +14,10 @@ from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.agreement import MoveId, Moves, message_from_plain
 from mycoproxy.errors import MycoError
 from mycoproxy.handover import Connection, plain
+from mycoproxy.moves import datagram_requests
 from mycoproxy.moves.acts import Acts
 from mycoproxy.moves.background import Background
+from mycoproxy.moves.datagram_requests import DatagramRequests
 from mycoproxy.moves.entries import Entries, Entry
 from mycoproxy.moves.limits import Limits
 from mycoproxy.moves.methods import MOST_BYTES, Method
@@ -49,6 +51,14 @@ class Requests:
         self._acts = acts
         self._background = background
         self._limits = limits
+        self.datagrams = DatagramRequests(
+            entries,
+            parts.datagrams,
+            background=background,
+            is_known=self._is_known,
+            look_after=acts.look_after,
+            limits=limits,
+        )
 
     async def handle(  # noqa: PLR0911
         self, peer: str, method: str, args: dict[str, Any], body: Body
@@ -72,9 +82,12 @@ class Requests:
             case Method.KNOWS:
                 return Reply({"known": self._entries.get(self.name, name) is not None})
             case Method.CLOSE:
+                self._background.spawn(self.datagrams.close(peer, name))
                 if entry is not None:
                     self._background.spawn(self._give_up(entry))
                 return Reply()
+        if what in datagram_requests.METHODS:
+            return await self.datagrams.handle(what, peer, name, args, body)
         if entry is None:
             raise RequestError("unknown", f"{self.name} has no part in {name} of {peer}")
         if what is Method.SURVEY:

@@ -17,6 +17,8 @@ from mycoproxy.moves.driver import Channel, Order
 from mycoproxy.moves.namespaces import NodeNamespaces
 from mycoproxy.moves.peer import Attach, PeerPart
 from mycoproxy.moves.remote import RemotePeer, RemoteTarget
+from mycoproxy.moves.source_datagrams import SourceDatagrams
+from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.tcp import Segment
 
 _PLACE, _KEPT = "source", "connections"
@@ -40,7 +42,8 @@ class SourcePlace:
 
 @dataclass(slots=True)
 class Report:
-    """What is told of a handover. ``marks``: CLOCK_MONOTONIC seconds at which steps had ended."""
+    """What is told of a handover. ``marks``: CLOCK_MONOTONIC seconds at which steps had ended.
+    ``datagrams``: see ``SourceDatagrams.report``; empty unless it moved."""
 
     marks: dict[str, float] = field(default_factory=dict)
     connections: int = 0
@@ -48,6 +51,7 @@ class Report:
     remarks: tuple[str, ...] = ()
     replayed: int = 0
     welcomed: int = 0
+    datagrams: dict[str, Any] = field(default_factory=dict)
     error: str = ""
 
     def mark(self, step: str) -> None:
@@ -70,6 +74,7 @@ class Report:
             "remarks": list(self.remarks),
             "replayed": self.replayed,
             "welcomed": self.welcomed,
+            "datagrams": self.datagrams,
             "error": self.error,
         }
 
@@ -90,6 +95,7 @@ class SourcePart:
         peers: Sequence[RemotePeer],
         namespaces: NodeNamespaces,
         orders: Channel,
+        datagrams: Callable[[NamespaceWorker], SourceDatagrams],
     ) -> None:
         self.place = place
         self.orders = orders
@@ -103,6 +109,7 @@ class SourcePart:
         self._namespaces = namespaces
         self._worker = namespaces.workload(Path(place.netns))
         self._local = LocalSource(self._worker, place.init_pid, place.move)
+        self.datagrams = datagrams(self._worker)
         self._leading = Leading(
             (home, *peers), addresses=place.addresses, nodes=Nodes(home.name, target.name)
         )
@@ -114,7 +121,7 @@ class SourcePart:
     @property
     def paths(self) -> list[Path]:
         """The namespaces in which something may be translated."""
-        return [Path(self.place.netns), *self._home.paths]
+        return [Path(self.place.netns), *self._home.paths, *self.datagrams.home.paths]
 
     @property
     def opened(self) -> list[str]:
@@ -128,6 +135,7 @@ class SourcePart:
         await self._local.prepare()
         lives = await all_of(*(peer.prepare() for peer in self._peers))
         self.lives = {peer.name: life for peer, life in zip(self._peers, lives, strict=True)}
+        self.datagrams.open()
 
     async def collect(self) -> None:
         """The tasks stand: find the connections and their paths."""
@@ -138,6 +146,8 @@ class SourcePart:
         self.involved = {
             node: self.lives[node] for node in (*expected, self.place.target) if node in self.lives
         }
+
+        self.datagrams.stands()
 
     def begun(self, move_id: str, attach: Attach) -> None:
         """The agreement has begun: what is changed from now on is written down."""
@@ -193,6 +203,7 @@ class SourcePart:
         lost += await self._leading.lost(self._connections, failures)
         syns = self._leading.take_newcomers()
         await self._target.deliver(lost)
+        self.datagrams.lives()
         if syns:
             await self._target.welcome(syns, self.place.addresses, {})
         self.report.mark("live")
@@ -201,11 +212,14 @@ class SourcePart:
 
     async def remove(self) -> None:
         """The target lives. Nothing of the workload must be heard from here any more."""
+        self.datagrams.lives()
         await self._local.silence()
         if not self._recalled:
             await self._follow()
         await self._home.finish()
         await self.orders.give(Order.REMOVE)
+        await self.datagrams.end()
+        self.report.datagrams = self.datagrams.report()
 
     async def _follow(self) -> None:
         last = time.monotonic() + self.place.follow
@@ -234,7 +248,7 @@ class SourcePart:
 
     async def close(self) -> None:
         """Close the duplicates of the sockets, and what was for the time of the move."""
-        await _each(self._local.close(), self._home.close())
+        await _each(self._local.close(), self._home.close(), self.datagrams.close())
         self._worker.close()
 
     @classmethod

@@ -16,6 +16,7 @@ from mycoproxy.handover.leading import all_of
 from mycoproxy.moves.driver import Answer, Channel, DriverError, Order
 from mycoproxy.moves.namespaces import NodeNamespaces
 from mycoproxy.moves.peer import Attach, PeerPart
+from mycoproxy.moves.target_datagrams import TargetDatagrams
 from mycoproxy.tcp import Segment
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class TargetPart:
         self._namespaces = namespaces
         self._worker = namespaces.workload(Path(place.netns))
         self._local = LocalTarget(self._worker, place.move)
+        self.datagrams = TargetDatagrams(self._worker)
         self._attach: Attach | None = None
         self._noted: _Noted | None = None
 
@@ -101,9 +103,11 @@ class TargetPart:
             if self._noted is not None:
                 await self._local.recall(*self._noted)
             live = await self._go_live()
+            await self.datagrams.before_tasks_run(self.place.init_pid, self.place.pids)
             await self.orders.give(Order.RUN)
         else:
             live = WentLive(0, ())
+            self.datagrams.run()
         await self.node.finish()
         if not self.live.done():
             self.live.set_result(live)
@@ -145,6 +149,7 @@ class TargetPart:
 
     async def close(self) -> None:
         """Close the duplicates of its sockets, and lift the shield if the copy runs."""
+        self.datagrams.close()
         stays = self.live.cancelled() or not self.live.done()
         await all_of(self._local.close(stays_shielded=stays), self.node.close())
         self._worker.close()

@@ -17,7 +17,7 @@ a namespace only while a rule looks at it (net/netfilter/nf_conntrack_proto.c, n
 
 import errno
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,7 +116,8 @@ class DatagramFlows:
 
     def __init__(self) -> None:
         self._conntrack = Conntrack()
-        self._leads = False
+        self._has_nat = False
+        self._installed = False
         self._made = False
 
     def close(self) -> None:
@@ -153,24 +154,21 @@ class DatagramFlows:
 
     def _notice(self, entries: Iterable[ConntrackEntry]) -> None:
         """Where there is NAT already, nothing has to be made for it."""
-        self._leads = self._leads or any(entry.has_nat for entry in entries)
+        self._has_nat = self._has_nat or any(entry.has_nat for entry in entries)
 
     def install(self) -> None:
         """Have the kernel look at entries' NAT here. May be called again. Raises ``NftError``."""
-        if self._leads:
-            return
-        with Nft() as nft:
-            if not nft.has_table(TABLE):
-                nft.run(_RULESET)
-                self._made = True
-        self._leads = True
+        if not self._has_nat and not self._installed:
+            self._made = _install()
+            self._installed = True
 
     def lead(self, entries: Sequence[ConntrackEntry]) -> None:
         """Put these entries in, in place of all that have a tuple in common with them.
 
         Raises ``NetfilterError`` with the first that could not be; the others are in.
         """
-        if any(entry.has_nat for entry in entries):
+        leads = any(entry.has_nat for entry in entries)
+        if leads:
             self.install()
         self._made = self._made and not entries
         left = list(entries)
@@ -187,9 +185,20 @@ class DatagramFlows:
             # The kernel finds an entry by either of its tuples.
             self._conntrack.delete([*left, *(replace(one, orig=one.reply) for one in left)])
         refused |= dict.fromkeys(left, errno.EEXIST)
+        if leads and self._installed:  # another move may have forgotten it: see ``forget``
+            _install()
         if refused:
             entry, number = next(iter(refused.items()))
             raise NetfilterError(f"cannot make the flow {entry.orig} lead elsewhere", number)
+
+
+def _install() -> bool:
+    """Make the table if it is not there. Returns whether that was so."""
+    with Nft() as nft:
+        if nft.has_table(TABLE):
+            return False
+        nft.run(_RULESET)
+        return True
 
 
 def _count() -> int:
@@ -204,14 +213,23 @@ def forget(addresses: Iterable[str] = ()) -> bool:
     """Remove what ``lead`` made, if no flow is led in the calling thread's namespace any more.
 
     ``addresses``: flows that answer from these are no reason to keep it. Returns whether nothing is
-    left. Raises ``NetfilterError``, ``NftError``.
+    left. Raises ``NetfilterError``, ``NftError``. May be called while another move begins to lead:
+    that one looks for the table when its entries are in, and this one for entries once the table
+    is gone. One of them sees the other.
     """
     known = frozenset(addresses)
     with Conntrack() as conntrack, Nft() as nft:
         if not nft.has_table(TABLE):
             return True
-        entries = [one for version in (4, 6) for one in conntrack.dump_datagrams(version=version)]
-        if any(one.has_nat and one.reply.source.address not in known for one in entries):
+        if _is_needed(conntrack, known):
             return False
         nft.delete_table(TABLE)
-        return True
+        if not _is_needed(conntrack, known):
+            return True
+        nft.run(_RULESET)
+        return False
+
+
+def _is_needed(conntrack: Conntrack, known: Collection[str]) -> bool:
+    entries = [one for version in (4, 6) for one in conntrack.dump_datagrams(version=version)]
+    return any(one.has_nat and one.reply.source.address not in known for one in entries)
