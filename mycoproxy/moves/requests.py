@@ -60,7 +60,7 @@ class Requests:
             limits=limits,
         )
 
-    async def handle(  # noqa: PLR0911
+    async def handle(  # noqa: PLR0911, PLR0912
         self, peer: str, method: str, args: dict[str, Any], body: Body
     ) -> Reply:
         """A request of another agent, whose certificate says that it is ``peer``."""
