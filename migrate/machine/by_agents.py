@@ -2,8 +2,8 @@
 
 The mover has the tasks; the agents have the connections, and the last word: the mover is a driver
 of both (docs/agent.md). ``AgentMove`` holds the two control sockets and what was ordered;
-``AgentSource``, ``AgentTarget`` and ``AgentHandover`` stand where in one process ``LocalSource``,
-``LocalTarget`` and ``Handover`` do.
+``AgentSource``, ``AgentTarget``, ``AgentHandover`` and ``AgentDatagrams`` stand where in one
+process ``LocalSource``, ``LocalTarget``, ``Handover`` and ``LocalDatagrams`` do.
 """
 
 import asyncio
@@ -247,6 +247,54 @@ class AgentTarget:
 
     async def close(self) -> None:
         """Nothing is open here."""
+
+
+class AgentDatagrams:
+    """UDP flows: the agents move them as well, and say in the end what came of it. See
+    ``LocalDatagrams``."""
+
+    def __init__(self, move: AgentMove) -> None:
+        self._move = move
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What could not be kept, and what went wrong, once all is over."""
+        return tuple(self._said().get("remarks", ()))
+
+    @property
+    def flows(self) -> int:
+        """How many there were."""
+        return int(self._said().get("flows", 0))
+
+    @property
+    def delivered(self) -> int:
+        """How many datagrams were passed on to the new place."""
+        return int(self._said().get("passed_on", 0))
+
+    async def prepare(self) -> None:
+        """The agents do it, as all that follows."""
+
+    async def survey(self) -> None:
+        """Nothing."""
+
+    async def collect(self) -> None:
+        """Nothing."""
+
+    async def restore(self, init_pid: int, pids: Iterable[int]) -> None:
+        """Nothing."""
+
+    async def deliver(self) -> None:
+        """Nothing."""
+
+    async def follow(self, ended: asyncio.Event) -> None:
+        """Nothing."""
+
+    async def close(self) -> None:
+        """Nothing."""
+
+    def _said(self) -> Mapping[str, Any]:
+        said: Mapping[str, Any] = self._move.report.get("datagrams", {})
+        return said
 
 
 class AgentHandover:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from migrate.machine import preflight
-from migrate.machine.by_agents import AgentMove, AgentSource, AgentTarget, MoveOf
+from migrate.machine.by_agents import AgentDatagrams, AgentMove, AgentSource, AgentTarget, MoveOf
 from migrate.machine.plan import MovePlan, PeerNode
 from migrate.runtime.cgroup import Cgroup
 from migrate.runtime.channel import connect
@@ -50,7 +50,7 @@ class Ground:
     target: LocalTarget | AgentTarget
     peers: tuple[LocalNode, ...]
     agents: AgentMove | None
-    datagrams: LocalDatagrams
+    datagrams: LocalDatagrams | AgentDatagrams
     channel: tuple[socket.socket, socket.socket]
 
     @property
@@ -103,12 +103,16 @@ async def inspect(plan: MovePlan, stack: AsyncExitStack) -> Ground:
             _peer(peer, plan.move_id, worker) for peer in (plan.peers if agents is None else ())
         ),
         agents=agents,
-        datagrams=LocalDatagrams(
-            LocalDatagramSource(source_pod, container.pid),
-            LocalDatagramTarget(target_pod),
-            [_datagram_peer(peer, worker) for peer in plan.peers],
-            addresses=plan.address_map(),
-            nodes=Nodes(plan.source.node, plan.target.node),
+        datagrams=(
+            LocalDatagrams(
+                LocalDatagramSource(source_pod, container.pid),
+                LocalDatagramTarget(target_pod),
+                [_datagram_peer(peer, worker) for peer in plan.peers],
+                addresses=plan.address_map(),
+                nodes=Nodes(plan.source.node, plan.target.node),
+            )
+            if agents is None
+            else AgentDatagrams(agents)
         ),
         channel=channel,
     )

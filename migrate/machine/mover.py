@@ -349,8 +349,13 @@ class Mover:
         self.report.rehomed = handover.rehomed
         self.report.replayed_packets = handover.replayed
         self.report.welcomed += handover.welcomed
-        self.report.remarks = (*handover.remarks, *self._ground.datagrams.remarks)
         self.report.handover_steps_ms = handover.steps_ms
+        self._fill_datagrams(handover)
+
+    def _fill_datagrams(self, handover: Handover | AgentHandover) -> None:
+        self.report.remarks = (*handover.remarks, *self._ground.datagrams.remarks)
+        self.report.datagrams = self._ground.datagrams.delivered
+        self.report.datagram_flows = self._ground.datagrams.flows
 
     async def _remove_source(self) -> None:
         assert self._handover is not None
@@ -380,9 +385,7 @@ class Mover:
         finally:
             ended.set()
             await datagrams
-        self.report.remarks = (*handover.remarks, *self._ground.datagrams.remarks)
-        self.report.datagrams = self._ground.datagrams.delivered
-        self.report.datagram_flows = self._ground.datagrams.flows
+        self._fill_datagrams(handover)
         await switching
 
     # -- back, and afterwards ---------------------------------------------------------------
