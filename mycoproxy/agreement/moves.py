@@ -41,7 +41,7 @@ from mycoproxy.agreement.messages import (
     Prepare,
 )
 from mycoproxy.agreement.participant import Participant
-from mycoproxy.errors import MycoError
+from mycoproxy.errors import RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class _Open:
     limit: float = math.inf
 
 
-class AgreementError(MycoError):
+class AgreementError(RefusedError):
     """A command that does not fit how the move stands. Nothing was changed."""
 
 
@@ -128,6 +128,8 @@ class Moves:
         self._attachments: dict[MoveId, dict[str, bytes]] = {}
         self._left_over: set[MoveId] = set()
         self._number = 0
+        self.unwritten = 0
+        """How often the journal did not take something."""
 
     # --- what the caller tells --------------------------------------------------------------
 
@@ -192,7 +194,11 @@ class Moves:
 
     def attach(self, move: MoveId, name: str, data: bytes) -> None:
         """Keep ``data`` in the journal of an open move. Raises ``JournalError``."""
-        self._journal.attach(move, name, data)
+        try:
+            self._journal.attach(move, name, data)
+        except JournalError:
+            self.unwritten += 1
+            raise
         self._attachments.setdefault(move, {})[name] = data
 
     def attachments(self, move: MoveId) -> Mapping[str, bytes]:
@@ -230,16 +236,38 @@ class Moves:
         return orders
 
     def resolve(self, move: MoveId, *, live: bool) -> list[Order]:
-        """A person decides for a participant in doubt whose source is gone for ever."""
+        """A person decides for a participant in doubt whose source is gone for ever.
+
+        Raises ``AgreementError`` if it is in no doubt that this would end.
+        """
         one = self._open.get(move)
+        word = "live" if live else "undo"
         if one is None or not isinstance(one.machine, Participant):
-            raise AgreementError(f"{self.name} is in no doubt about {move}")
-        log.warning("%s: resolved by a person: %s", move, "live" if live else "undo")
+            raise AgreementError(
+                f"{self.name} is in no doubt about {move}"
+                + (": it comes from here" if one is not None else ", which is not open here")
+            )
+        before = one.machine
+        after, _ = participant.step(before, participant.Resolve(live))
+        if after.phase is before.phase:
+            raise AgreementError(
+                f"{self.name} is in no doubt about {move}: it is {before.phase.value} here, where "
+                f"{word!r} decides nothing"
+            )
+        log.warning("%s: resolved by a person: %s", move, word)
         return self._step(move, participant.Resolve(live))
 
     def gone(self, move: MoveId, node: str) -> list[Order]:
-        """A person says that ``node``, a participant, is gone for ever with all that ran on it."""
-        self._coordinator(move)
+        """A person says that ``node``, a participant, is gone for ever with all that ran on it.
+
+        Raises ``AgreementError`` if nobody waits for it.
+        """
+        before = self._coordinator(move)
+        if node not in before.plan.participants:
+            takes_part = ", ".join(before.plan.participants)
+            raise AgreementError(f"{node} takes no part in {move}; these do: {takes_part}")
+        if coordinator.step(before, coordinator.Gone(node)) == (before, []):
+            raise AgreementError(f"{move} is {before.phase.value}, and does not wait for {node}")
         log.warning("%s: a person says that %s is gone for ever", move, node)
         return self._step(move, coordinator.Gone(node))
 
@@ -326,6 +354,7 @@ class Moves:
             self._journal.append(move, record, forced=forced)
         except JournalError as error:
             log.error("%s: %s", move, error)  # noqa: TRY400
+            self.unwritten += 1
             written = "UNSURE" if error.unsure else "NOT_WRITTEN"
         else:
             written = "WRITTEN"

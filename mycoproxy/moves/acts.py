@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class Acts:
         self._background = background
         self._caretaker = caretaker
         self._say_seconds = say
+        self.ended: list[Callable[[Entry, bool], None]] = []
+        """Called for each move that had begun and is over, and whether it moved; ahead of the end
+        of its part."""
+        self.refused = 0
+        """Messages of the agreement that were not for their senders to say."""
         self._acting: dict[MoveId, asyncio.Task[None]] = {}
         self._to_recall: set[MoveId] = set()
         self._changed = asyncio.Event()
@@ -102,6 +107,7 @@ class Acts:
                 case Over(move, live):
                     self._background.spawn(self._end(move, live=live))
                 case Refuse(node, reason):
+                    self.refused += 1
                     log.warning("refused what %s said: %s", node, reason)
 
     async def close(self, entry: Entry) -> None:
@@ -233,6 +239,8 @@ class Acts:
         if not entry.over.done():
             entry.over.set_result(live)
         _fail(entry.prepared, MycoError(f"{entry.name} was given up"))
+        for tell in self.ended:
+            tell(entry, live)
         await self.close(entry)
 
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from mycoproxy.agreement import MoveId, Moves, Over
-from mycoproxy.errors import MycoError, UsageError
+from mycoproxy.errors import MycoError, RefusedError, UsageError
 from mycoproxy.moves.acts import Acts
+from mycoproxy.moves.admission import Admission
 from mycoproxy.moves.background import Background
 from mycoproxy.moves.caretaker import Caretaker
 from mycoproxy.moves.driver import Channel
@@ -48,6 +49,7 @@ class Engine:
         self.name = moves.name
         self.caretaker = Caretaker(self._moving_addresses)
         self.entries = Entries(moves.name)
+        self.admission = Admission()
         self._moves = moves
         self._namespaces = namespaces
         self._known = known
@@ -72,6 +74,7 @@ class Engine:
             acts=self.acts,
             background=self._background,
             limits=limits,
+            admission=self.admission,
         )
 
     async def start(self) -> None:
@@ -127,6 +130,7 @@ class Engine:
         self.entries.refuse_twice(self.name, place.move)
         if place.target == self.name:
             raise UsageError(f"{place.move}: source and target are both {self.name}")
+        self.admission.one_more(place.move, self._under_way())
         nodes = sorted({*self._known(), place.target} - {self.name})
         part = self._parts.source(place, nodes)
         entry = self.entries.add(Entry(place.move, self.name, part))
@@ -140,7 +144,7 @@ class Engine:
     async def collect(self, name: str) -> None:
         """The workload of ``name`` stands: find its connections, and begin the agreement."""
         entry, part = self.entries.own(name)
-        await part.collect()
+        await part.collect(lambda count: self.admission.connections(name, count))
         target = part.place.target
         peers = [node for node in part.involved if node != target]
         move, orders = self._moves.begin(target, peers, part.involved, votes=self._limits.votes)
@@ -170,6 +174,8 @@ class Engine:
     async def open_target(self, place: TargetPlace) -> None:
         """The workload's new place is here, and empty. Raises ``MycoError``."""
         self.entries.refuse_twice(place.source, place.move)
+        self.admission.coming(place.move)
+        self.admission.one_more(place.move, self._under_way())
         part = self._parts.target(place)
         entry = self.entries.add(Entry(place.move, place.source, part))
         try:
@@ -182,3 +188,30 @@ class Engine:
     def restored(self, name: str, init_pid: int, pids: Sequence[int]) -> None:
         """The copy is there and stands. Raises ``UsageError``."""
         self.entries.coming(name).collect(init_pid, pids)
+
+    # --- what a person asks ---------------------------------------------------------------
+
+    def resolve(self, move: str, *, live: bool) -> None:
+        """Decide for this node, whose doubt nobody else can end. ``move``: its name, or its id.
+
+        Raises ``RefusedError``, ``UsageError``.
+        """
+        self.acts.carry_out(self._moves.resolve(self._open_move(move), live=live))
+
+    def gone(self, move: str, node: str) -> None:
+        """``node`` is gone for ever, with all that ran on it. Raises like ``resolve``."""
+        self.acts.carry_out(self._moves.gone(self._open_move(move), node))
+
+    def _open_move(self, wanted: str) -> MoveId:
+        names = {one.move: self.name_of(one.move) for one in self._moves.status()}
+        found = [move for move, name in names.items() if wanted in (name, str(move))]
+        if not found:
+            there = ", ".join(names.values()) or "none"
+            raise RefusedError(f"no move {wanted} is open on {self.name}; these are: {there}")
+        if len(found) > 1:
+            ids = ", ".join(map(str, found))
+            raise UsageError(f"there are several moves {wanted}; say which by its id: {ids}")
+        return found[0]
+
+    def _under_way(self) -> int:
+        return sum(not isinstance(entry.part, PeerPart) for entry in self.entries)

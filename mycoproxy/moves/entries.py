@@ -57,6 +57,11 @@ class Entry:
         return "target" if isinstance(self.part, TargetPart) else "peer"
 
     @property
+    def here(self) -> PeerPart:
+        """What this node does for the paths, in whichever role."""
+        return self.part.home if isinstance(self.part, SourcePart) else self.node
+
+    @property
     def node(self) -> PeerPart:
         """This node's part as a peer, which a target has as well."""
         part = self.part

@@ -32,6 +32,9 @@ class PeerPart:
         self._namespaces = namespaces
         self._attach: Attach | None = None
         self._noted = 0
+        self.changes: list[tuple[Path, Changes]] = []
+        """What was to be done in which namespace, and was not undone. Some of it may not have been:
+        connections that had ended by then."""
         self._pods: dict[Path, LocalPeer] = {}
         self._workers: list[NamespaceWorker] = []
         self._host = LocalPeer(
@@ -83,6 +86,7 @@ class PeerPart:
         """See ``Peer``."""
         async with self._lock:
             await self._node.undo()
+            self.changes.clear()
 
     async def finish(self) -> None:
         """See ``Peer``."""
@@ -102,6 +106,7 @@ class PeerPart:
                 self._noted = max(self._noted, int(number))
                 noted.setdefault(Path(text), []).append(plain.changes_from_bytes(data))
         for where, changes in noted.items():
+            self.changes += [(where, one) for one in changes]
             if where == self._namespaces.host_path:
                 await self._host.recall(changes)
             elif where.exists():
@@ -133,6 +138,7 @@ class PeerPart:
         return pod
 
     def _note(self, path: Path, changes: Changes) -> None:
+        self.changes.append((path, changes))
         if self._attach is not None:
             self._noted += 1
             self._attach(f"{_PREFIX}|{self._noted:06}|{path}", plain.changes_to_bytes(changes))

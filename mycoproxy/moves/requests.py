@@ -12,10 +12,11 @@ from typing import Any
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.agreement import MoveId, Moves, message_from_plain
-from mycoproxy.errors import MycoError
+from mycoproxy.errors import MycoError, RefusedError
 from mycoproxy.handover import Connection, plain
 from mycoproxy.moves import datagram_requests
 from mycoproxy.moves.acts import Acts
+from mycoproxy.moves.admission import Admission
 from mycoproxy.moves.background import Background
 from mycoproxy.moves.datagram_requests import DatagramRequests
 from mycoproxy.moves.entries import Entries, Entry
@@ -42,6 +43,7 @@ class Requests:
         acts: Acts,
         background: Background,
         limits: Limits,
+        admission: Admission,
     ) -> None:
         self.name = entries.name
         self._moves = moves
@@ -51,6 +53,7 @@ class Requests:
         self._acts = acts
         self._background = background
         self._limits = limits
+        self._admission = admission
         self.datagrams = DatagramRequests(
             entries,
             parts.datagrams,
@@ -114,18 +117,24 @@ class Requests:
         self, what: Method, entry: Entry, part: TargetPart, args: dict[str, Any], body: Body
     ) -> Reply:
         addresses = plain.addresses_from_plain(args.get("addresses", {}))
-        via = plain.via_from_plain(args.get("via", [[], []]))
         if what is Method.ESTABLISH:
-            await self._establish(entry, part, body, addresses, via)
+            await self._establish(entry, part, body, addresses)
             return Reply()
         segments = plain.segments_from_bytes(await body.read(MOST_BYTES))
         if what is Method.DELIVER:
             return Reply({"live": plain.went_live_to_plain(await part.deliver(segments))})
+        via = plain.via_from_plain(args.get("via", [[], []]))
         await part.welcome(segments, addresses, via)
         return Reply()
 
     async def _open(self, source: str, name: str) -> Reply:
-        if self._entries.get(source, name) is None:
+        entry = self._entries.get(source, name)
+        if entry is not None and entry.id is None and isinstance(entry.part, TargetPart):
+            try:
+                self._admission.coming(name)
+            except RefusedError as error:
+                raise RequestError("draining", f"{self.name}: {error}") from error
+        if entry is None:
             part = self._parts.peer(name)
             entry = self._entries.add(Entry(name, source, part))
             try:
@@ -171,18 +180,10 @@ class Requests:
         part: TargetPart,
         body: Body,
         addresses: Mapping[str, str],
-        via: Mapping[FourTuple, Endpoint],
     ) -> None:
-        reader = plain.ConnectionReader(most_bytes=self._limits.queues)
-        chunks: list[bytes] = []
-        connections: list[Connection] = []
-        async for chunk in body:
-            chunks.append(chunk)
-            connections += reader.feed(chunk)
         if not entry.connections.done():
-            entry.connections.set_result(
-                lambda: part.establish(chunks, connections, addresses, via)
-            )
+            most = self._limits.queues
+            entry.connections.set_result(lambda: part.establish(body, addresses, most_bytes=most))
         await asyncio.shield(entry.prepared)
 
     async def _is_known(self, entry: Entry) -> bool:

@@ -119,6 +119,11 @@ class SourcePart:
         self._frozen = False
 
     @property
+    def home(self) -> PeerPart:
+        """This node's part as a peer."""
+        return self._home
+
+    @property
     def paths(self) -> list[Path]:
         """The namespaces in which something may be translated."""
         return [Path(self.place.netns), *self._home.paths, *self.datagrams.home.paths]
@@ -137,10 +142,12 @@ class SourcePart:
         self.lives = {peer.name: life for peer, life in zip(self._peers, lives, strict=True)}
         self.datagrams.open()
 
-    async def collect(self) -> None:
-        """The tasks stand: find the connections and their paths."""
+    async def collect(self, allow: Callable[[int], None]) -> None:
+        """The tasks stand: find the connections and their paths. ``allow`` is told how many there
+        are; it may refuse them by raising."""
         self._frozen = True
         known = await self._local.collect()
+        allow(len(known))
         await self._leading.survey(known)
         expected = self._leading.expect()
         self.involved = {
