@@ -7,6 +7,7 @@ second.
 import errno
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from mycoproxy.errors import RefusedError, UsageError
@@ -15,8 +16,11 @@ from netlab import cgroups, images, inventory, layout, links, netns, pods, servi
 from netlab.layout import Layout
 from netlab.topology import Interface, Node, Topology
 from netlab.topology_rules import POD_BRIDGE
+from netlab.wire import delayed
+from netlab.wire.tap import open_tap
 
 _LINK_INTERFACE = 100  # interface numbers of the first ends of links begin here
+_MTU = 1500  # bytes, of delayed links; a veth's
 _CARRIER = 10.0  # seconds that the links get to come up
 
 WorkerOf = Callable[[str], NamespaceWorker]
@@ -77,6 +81,8 @@ def build(lab: Layout, topology: Topology, worker_of: WorkerOf, *, images_mb: in
     for node in topology.nodes:
         netns.create(lab.netns(node.name), _sysctls(node, topology))
     for number, link in enumerate(topology.links):
+        if link.delay_ms is not None:
+            continue
         first, second = link.ends
         with lab.netns(second.node).open("rb") as there:
             worker_of(first.node).call(
@@ -86,12 +92,28 @@ def build(lab: Layout, topology: Topology, worker_of: WorkerOf, *, images_mb: in
                 there.fileno(),
                 second.device,
             )
+    _make_delayed_links(lab, topology, worker_of)
     for node in topology.nodes:
         _configure(node, topology, worker_of(node.name))
     for node in topology.nodes:
         devices = [device for device, _ in _devices(node, topology)]
         worker_of(node.name).call(links.wait_until_up, devices, timeout=_CARRIER)
     _install_services(lab, topology, worker_of)
+
+
+def _make_delayed_links(lab: Layout, topology: Topology, worker_of: WorkerOf) -> None:
+    """TAP devices, and one process for all of them, in the namespace of one of their nodes."""
+    made = []
+    with ExitStack() as descriptors:
+        for link in topology.delayed_links():
+            taps = []
+            for end in link.ends:
+                taps.append(worker_of(end.node).call(open_tap, end.device, mtu=_MTU, offload=True))
+                descriptors.callback(os.close, taps[-1])
+            made.append(delayed.DelayedLink((link.delay_ms or 0) / 1000, *taps))
+        if made:
+            first = topology.delayed_links()[0].ends[0].node
+            worker_of(first).call(delayed.start, made, lab.wire, lab.logs / "wire.log")
 
 
 def _sysctls(node: Node, topology: Topology) -> dict[str, str]:

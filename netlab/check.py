@@ -9,8 +9,9 @@ from netlab import icmp, links, listening
 from netlab.lab import Lab, LabNode
 from netlab.topology import Service
 from netlab.topology_rules import POD_BRIDGE
+from netlab.wire import delayed
 
-_TIMEOUT = 1.0  # seconds for an answer; a lab's round trip is some 50 microseconds
+_TIMEOUT = 1.0  # seconds for an answer; a lab's round trip is some 50 microseconds, without delays
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Item:
 
 def check(lab: Lab) -> Iterator[Item]:
     """Try everything, one ``Item`` each, as it is tried."""
+    if lab.topology.delayed_links():
+        yield _wire(lab)
     for node in lab.nodes:
         try:
             yield from _devices(lab, node)
@@ -34,13 +37,30 @@ def check(lab: Lab) -> Iterator[Item]:
     yield from _services(lab)
 
 
+def _wire(lab: Lab) -> Item:
+    answer = delayed.ask(lab.layout.wire)
+    if answer is None:
+        return Item("wire of the delayed links", ok=False, found="no process answers")
+    dropped = sum(counters.dropped for counters in answer.links)
+    found = f"answers (pid {answer.pid}, {dropped} frames dropped)"
+    return Item("wire of the delayed links", ok=True, found=found)
+
+
+def _patience(lab: Lab) -> float:
+    """Seconds for an answer: neighbours may have to be found first, on every link on the way."""
+    delays = sum(link.delay_ms or 0 for link in lab.topology.links)
+    return _TIMEOUT + 4 * delays / 1000
+
+
 def _devices(lab: Lab, node: LabNode) -> Iterator[Item]:
     states = node.worker.call(links.states)
     for link in lab.topology.links:
         for end in link.ends:
             if end.node == node.name:
                 up = states.get(end.device, False)
-                yield Item(f"{node.name}: {end.device}", ok=up, found="up" if up else "down")
+                delay = "" if link.delay_ms is None else f", {link.delay_ms:g} ms"
+                found = "up" if up else "down"
+                yield Item(f"{node.name}: {end.device}", ok=up, found=found + delay)
     if node.spec.pod_bridge:
         there = POD_BRIDGE in states
         found = "there" if there else "missing"
@@ -57,7 +77,7 @@ def _neighbours(lab: Lab, node: LabNode) -> Iterator[Item]:
     for hop in (*node.spec.gateways, *(route.via for route in node.spec.routes)):
         wanted.setdefault(str(hop), "next hop")
     for address, whose in wanted.items():
-        reason = node.worker.call(icmp.ping, address, timeout=_TIMEOUT)
+        reason = node.worker.call(icmp.ping, address, timeout=_patience(lab))
         yield _tried(f"{node.name}: ping {address} ({whose})", reason)
 
 
@@ -75,7 +95,7 @@ def _pods(lab: Lab) -> Iterator[Item]:
         for node in lab.nodes:
             for address in pod.addresses:
                 if _knows_a_way(lab, node, address):
-                    yield _connected(node, f"pod {pod.name}", address, pod.port)
+                    yield _connected(lab, node, f"pod {pod.name}", address, pod.port)
 
 
 def _knows_a_way(lab: Lab, node: LabNode, address: str) -> bool:
@@ -110,13 +130,13 @@ def _services(lab: Lab) -> Iterator[Item]:
                 asks = bool(node.spec.gateways) and not node.spec.pod_bridge
             if asks:
                 for address in spec.addresses:
-                    yield _connected(node, f"service {spec.name}", str(address), spec.port)
+                    yield _connected(lab, node, f"service {spec.name}", str(address), spec.port)
         if spec.node_port is not None:
             yield from _node_port(lab, spec, spec.node_port)
         for external in map(str, spec.external_addresses):
             for node in lab.nodes:
                 if node.name not in spec.nodes and _knows_a_way(lab, node, external):
-                    yield _connected(node, f"service {spec.name}", external, spec.port)
+                    yield _connected(lab, node, f"service {spec.name}", external, spec.port)
 
 
 def _node_port(lab: Lab, spec: Service, port: int) -> Iterator[Item]:
@@ -129,13 +149,13 @@ def _node_port(lab: Lab, spec: Service, port: int) -> Iterator[Item]:
             for interface in lab.topology.link_addresses(entry):
                 address = str(interface.ip)
                 if _knows_a_way(lab, node, address):
-                    yield _connected(node, f"service {spec.name} on {entry}", address, port)
+                    yield _connected(lab, node, f"service {spec.name} on {entry}", address, port)
 
 
-def _connected(node: LabNode, what: str, address: str, port: int) -> Item:
+def _connected(lab: Lab, node: LabNode, what: str, address: str, port: int) -> Item:
     name = f"{node.name}: {what}, {address} port {port}"
     try:
-        reason = node.worker.call(listening.refusal, address, port, timeout=_TIMEOUT)
+        reason = node.worker.call(listening.refusal, address, port, timeout=_patience(lab))
     except RefusedError as error:
         reason = str(error)
     return _tried(name, reason)

@@ -91,22 +91,34 @@ def cli() -> None:
 @cli.command(short_help="Bring a lab up.")
 @click.argument("topology", default="demo")
 @click.option("--name", help="The lab's name; default: the topology's.")
+@click.option(
+    "--delay",
+    "delay_ms",
+    type=click.FloatRange(0, 1000, min_open=True),
+    metavar="MS",
+    help="One-way delay of every link, in milliseconds; default: the topology's.",
+)
 @click.option("--no-pods", is_flag=True, help="Make no pods, only nodes, links and Services.")
 @_json_option
-def up(topology: str, name: str | None, no_pods: bool, as_json: bool) -> None:
+def up(
+    topology: str, name: str | None, delay_ms: float | None, no_pods: bool, as_json: bool
+) -> None:
     """Bring a lab up: TOPOLOGY is a YAML file, or one that comes with netlab (demo).
 
     \b
     netlab up
     netlab up my.yaml --name second
+    netlab up peers --delay 20
 
     If it fails or is interrupted, nothing is left behind.
     """
     from netlab import listing  # noqa: PLC0415
     from netlab.lab import Lab  # noqa: PLC0415
-    from netlab.topology import load  # noqa: PLC0415
+    from netlab.topology import delayed, load  # noqa: PLC0415
 
     wanted = load(Path(topology))
+    if delay_ms is not None:
+        wanted = delayed(wanted, delay_ms)
     with _signals_as_exceptions():
         lab = Lab.up(wanted, name)
         try:

@@ -53,8 +53,10 @@ def _node(topology: Topology, node: Node, places: Sequence[Place]) -> list[str]:
     for link in topology.links:
         for end, other in (link.ends, link.ends[::-1]):
             if end.node == node.name:
+                delay = "" if link.delay_ms is None else f"  ({link.delay_ms:g} ms)"
                 lines.append(
-                    f"  {end.device}  {_joined(end.addresses)}  -- {other.node}:{other.device}"
+                    f"  {end.device}  {_joined(end.addresses)}"
+                    f"  -- {other.node}:{other.device}{delay}"
                 )
     lines += [f"  to default via {gateway}" for gateway in node.gateways]
     lines += [f"  to {route.to} via {route.via}" for route in node.routes]
@@ -76,9 +78,10 @@ def dot(topology: Topology, places: Sequence[Place]) -> str:
         lines.append(f"  {_quoted(node.name)}{style};")
     for link in topology.links:
         near, far = link.ends
+        delay = "" if link.delay_ms is None else f", label={_quoted(f'{link.delay_ms:g} ms')}"
         lines.append(
             f"  {_quoted(near.node)} -- {_quoted(far.node)} "
-            f"[taillabel={_quoted(near.device)}, headlabel={_quoted(far.device)}];"
+            f"[taillabel={_quoted(near.device)}, headlabel={_quoted(far.device)}{delay}];"
         )
     for number, place in enumerate(places):
         label = _quoted("\\n".join((f"pod {place.pod}", *place.addresses)))

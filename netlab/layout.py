@@ -57,6 +57,11 @@ class Layout:
         return self.run / "logs"
 
     @property
+    def wire(self) -> Path:
+        """The socket on which the process of the delayed links answers."""
+        return self.run / "wire"
+
+    @property
     def scratch(self) -> Path:
         """What clients and captures write in a run, until it has been read."""
         return self.run / "scratch"

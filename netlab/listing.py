@@ -5,6 +5,7 @@ from typing import TypedDict
 from mycoproxy.errors import MycoError, RefusedError
 from netlab import inventory
 from netlab.lab import Lab
+from netlab.wire import delayed
 
 
 class PodEntry(TypedDict):
@@ -25,11 +26,26 @@ class NodeEntry(TypedDict):
     netns: str
 
 
+class WireEntry(TypedDict):
+    """The process of the delayed links. ``pid`` is ``None`` if it does not answer.
+
+    ``dropped``: frames that it had no room for, or found the other end's interface down for.
+    """
+
+    pid: int | None
+    links: int
+    dropped: int
+
+
 class LabEntry(TypedDict):
-    """A lab. ``state`` is ``up``, or ``remains`` if a crash left only parts of it."""
+    """A lab. ``state`` is ``up``, or ``remains`` if a crash left only parts of it.
+
+    ``wire`` is ``None`` if no link has a delay.
+    """
 
     name: str
     state: str
+    wire: WireEntry | None
     nodes: list[NodeEntry]
     pods: list[PodEntry]
 
@@ -39,7 +55,7 @@ def entry(name: str) -> LabEntry:
     try:
         lab = Lab.attach(name)
     except MycoError:
-        return LabEntry(name=name, state="remains", nodes=[], pods=[])
+        return LabEntry(name=name, state="remains", wire=None, nodes=[], pods=[])
     nodes = [NodeEntry(name=node.name, netns=str(node.netns)) for node in lab.nodes]
     pods = []
     for pod in lab.sandboxes():
@@ -57,8 +73,22 @@ def entry(name: str) -> LabEntry:
                 netns=str(pod.netns),
             )
         )
+    wire = _wire(lab)
     there = all(node.netns.exists() for node in lab.nodes)
-    return LabEntry(name=name, state="up" if there else "remains", nodes=nodes, pods=pods)
+    there = there and (wire is None or wire["pid"] is not None)
+    state = "up" if there else "remains"
+    return LabEntry(name=name, state=state, wire=wire, nodes=nodes, pods=pods)
+
+
+def _wire(lab: Lab) -> WireEntry | None:
+    count = len(lab.topology.delayed_links())
+    if not count:
+        return None
+    answer = delayed.ask(lab.layout.wire)
+    if answer is None:
+        return WireEntry(pid=None, links=count, dropped=0)
+    dropped = sum(counters.dropped for counters in answer.links)
+    return WireEntry(pid=answer.pid, links=count, dropped=dropped)
 
 
 def everything() -> list[LabEntry]:
@@ -71,6 +101,10 @@ def as_text(labs: list[LabEntry]) -> str:
     rows = [("LAB", "STATE", "NODE", "POD", "PID", "ADDRESSES")]
     for lab in labs:
         rows.append((lab["name"], lab["state"], "", "", "", ""))
+        wire = lab["wire"]
+        if wire is not None:
+            pid = "-" if wire["pid"] is None else str(wire["pid"])
+            rows.append(("", "", "(wire)", "", pid, f"{wire['links']} delayed links"))
         for node in lab["nodes"]:
             rows.append(("", "", node["name"], "", "", ""))
             for pod in lab["pods"]:

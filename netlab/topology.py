@@ -7,6 +7,7 @@ so whoever brings a lab up does not check again. All models are frozen.
 
 import ipaddress
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -80,6 +81,7 @@ LabName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,19}$", examples=["dem
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,19}$", examples=["alpha"])]
 Device = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,14}$", examples=["eth0"])]
 Port = Annotated[int, Field(ge=1, le=65535)]
+DelayMs = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False, examples=[20])]
 
 
 class _Model(BaseModel):
@@ -118,9 +120,14 @@ class LinkEnd(_Model):
 
 
 class Link(_Model):
-    """A wire between two nodes (a veth pair)."""
+    """A wire between two nodes: a veth pair or, with a delay, two TAP devices and a process."""
 
     ends: tuple[LinkEnd, LinkEnd]
+    delay_ms: DelayMs | None = Field(
+        default=None,
+        description="how long a frame takes, one way, in milliseconds; the round trip is twice "
+        "that. Nothing is lost or reordered. Default: no delay",
+    )
 
 
 class PodSpec(_Model):
@@ -196,7 +203,7 @@ class Cluster(_Model):
 
 
 class Topology(_Model):
-    """A lab. See ``netlab/topologies/``: ``demo``; ``kube-service``, ``peers`` with a ``cluster``."""
+    """A lab. See ``netlab/topologies/``: ``demo``; with a cluster ``kube-service``, ``peers``."""
 
     name: LabName = Field(description="the lab's name, unless `netlab up --name` gives another")
     nodes: tuple[Node, ...] = Field(min_length=1)
@@ -234,12 +241,41 @@ class Topology(_Model):
         ends = (end for link in self.links for end in link.ends if end.node == node)
         return tuple(interface for end in ends for interface in end.addresses)
 
+    def delayed_links(self) -> tuple[Link, ...]:
+        """The links that have a delay."""
+        return tuple(link for link in self.links if link.delay_ms is not None)
+
     def pod_host(self, address: Address) -> str | None:
         """The node that ``address`` is a pod's on, if it is one of a pod subnet."""
         for node in self.nodes:
             if any(address in bridge.network for bridge in node.pod_bridge):
                 return node.name
         return None
+
+
+def delayed(
+    topology: Topology, delay_ms: float | None, *, nodes: Collection[str] | None = None
+) -> Topology:
+    """The same topology with this one-way delay on its links; ``None`` takes their delay away.
+
+    ``nodes``: on links of these nodes only, the others stay as they are. Raises ``UsageError`` for
+    a node that is not there, or a delay out of range.
+    """
+    for name in nodes or ():
+        topology.node(name)
+    chosen = {node.name for node in topology.nodes} if nodes is None else set(nodes)
+    try:
+        links = [
+            Link(ends=link.ends, delay_ms=delay_ms)
+            if any(end.node in chosen for end in link.ends)
+            else link
+            for link in topology.links
+        ]
+    except pydantic.ValidationError as error:
+        raise UsageError(
+            f"delay_ms: more than 0 and at most 1000 milliseconds are wanted, found {delay_ms}"
+        ) from error
+    return topology.model_copy(update={"links": tuple(links)})
 
 
 class TopologyProblemsError(ValueError):

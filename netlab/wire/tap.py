@@ -13,6 +13,7 @@ _CLONE_DEVICE = "/dev/net/tun"
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 TUNSETOFFLOAD = 0x400454D0
+TUNSETCARRIER = 0x400454E2
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
@@ -55,6 +56,10 @@ def open_tap(ifname: str, *, mtu: int, offload: bool) -> int:
         with rtnetlink(f"cannot take up {ifname} with an MTU of {mtu} bytes") as netlink:
             number = netlink.link_lookup(ifname=ifname)[0]
             netlink.link("set", index=number, mtu=mtu, txqlen=_QUEUE_PACKETS, state="up")
+        # It has had a carrier since before it was up, so its operational state stays "unknown",
+        # which is as good as "up", but not to everybody. It says "up" once the carrier comes back.
+        for carrier in (0, 1):
+            fcntl.ioctl(descriptor, TUNSETCARRIER, struct.pack("i", carrier))
     except OSError as error:
         os.close(descriptor)
         raise MycoError(f"cannot make the TAP device {ifname}: {error}") from error

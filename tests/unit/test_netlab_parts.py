@@ -269,10 +269,18 @@ def test_graph_shows_pods_where_they_are_and_not_where_they_were_planned() -> No
     assert '"beta" -- pod0' in graph.dot(demo, moved)
 
 
+def test_graph_shows_delays() -> None:
+    peers = topology.delayed(load(Path("peers")), 20, nodes=["p1"])
+    assert graph.text(peers, []).count("-- router:p1  (20 ms)") == 1
+    assert graph.text(peers, []).count("ms)") == 2  # at both ends
+    assert 'headlabel="eth0", label="20 ms"]' in graph.dot(peers, [])
+
+
 def test_table_of_labs_aligns_its_columns() -> None:
     entry = listing.LabEntry(
         name="a_long_name",
         state="up",
+        wire={"pid": 77, "links": 3, "dropped": 0},
         nodes=[{"name": "alpha", "netns": "/n"}],
         pods=[
             {
@@ -285,6 +293,8 @@ def test_table_of_labs_aligns_its_columns() -> None:
             }
         ],
     )
-    head, _, _, pod = listing.as_text([entry]).splitlines()
+    head, _, wire, _, pod = listing.as_text([entry]).splitlines()
+    assert head.index("PID") == wire.index("77")
+    assert wire.endswith("3 delayed links")
     assert head.index("POD") == pod.index("redis")
     assert head.index("PID") == pod.index("-")

@@ -1,6 +1,7 @@
 """Topology files: what is accepted, and how mistakes are told."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from mycoproxy.errors import UsageError
 from netlab import topology
-from netlab.topology import Topology, load, parse
+from netlab.topology import Topology, delayed, load, parse
 
 DEMO = (Path(topology.__file__).parent / "topologies" / "demo.yaml").read_text()
 
@@ -44,6 +45,35 @@ def test_demo_pod_hosts_have_different_pod_subnets_for_both_ip_versions() -> Non
     alpha, beta = demo.node("alpha"), demo.node("beta")
     assert [bridge.version for bridge in alpha.pod_bridge] == [4, 6]
     assert not {b.network for b in alpha.pod_bridge} & {b.network for b in beta.pod_bridge}
+
+
+def test_a_delay_is_given_to_all_links_or_to_those_of_some_nodes() -> None:
+    peers = load(Path("peers"))
+    assert peers.delayed_links() == ()
+    everywhere = delayed(peers, 20)
+    assert [link.delay_ms for link in everywhere.links] == [20.0] * 7
+    mixed = delayed(everywhere, 0.5, nodes=["p2", "beta"])
+    assert [link.delay_ms for link in mixed.links] == [20, 0.5, 20, 0.5, 20, 20, 20]
+    assert Topology.model_validate_json(mixed.model_dump_json()) == mixed
+    assert delayed(mixed, None) == peers
+
+
+@pytest.mark.parametrize("delay", [0, -1, 1001, math.nan, math.inf])
+def test_a_delay_out_of_range_is_refused(delay: float) -> None:
+    with pytest.raises(UsageError, match="delay_ms: more than 0 and at most 1000"):
+        delayed(load(Path("peers")), delay)
+
+
+def test_a_delay_of_a_node_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="no node 'p9'"):
+        delayed(load(Path("peers")), 20, nodes=["p9"])
+
+
+def test_a_link_of_a_file_has_a_delay() -> None:
+    text = DEMO.replace("  - ends:", "  - delay_ms: 2.5\n    ends:", 1)
+    assert parse(text, origin="x.yaml").links[0].delay_ms == 2.5
+    with pytest.raises(UsageError, match=r"^x\.yaml:\d+: links\[0\]\.delay_ms: .* greater than 0"):
+        parse(text.replace("2.5", "0"), origin="x.yaml")
 
 
 def test_topology_survives_json() -> None:
