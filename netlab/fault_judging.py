@@ -105,6 +105,7 @@ class Judge:
             lines = self._said(node)[-_LINES:]
             self._result.messages += [f"{node}: {line}" for line in lines]
         kept = self._logs or Path(tempfile.mkdtemp(prefix="handover-faults-"))
+        kept.mkdir(parents=True, exist_ok=True)
         for node in self._agents.nodes:
             shutil.copy(self._agents.log(node), kept / f"{node}.log")
             for journal in self._agents.journals(node):

@@ -101,7 +101,7 @@ def _faults(chance: Random) -> Iterator[Fault]:
 
 def _drawn(chance: Random, kind: str, role: str, step: Action) -> Fault:
     delay = chance.uniform(0, _LASTS[step])
-    # Short partitions are mended by TCP, long ones outlast the agents' patience with each other.
-    cut = 0.5 * 14 ** chance.random()
+    # TCP makes up for a partition; but it tries less and less often, so the agents notice longer.
+    cut = 0.5 * 8 ** chance.random()
     seconds = {"kill": 0.0, "stop": 5.0, "cut": cut, "full": 1.0}[kind]
     return Fault(kind, role, step, delay, seconds, chance.randrange(2))

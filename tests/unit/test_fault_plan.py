@@ -37,12 +37,12 @@ def test_those_after_the_first_are_mostly_of_the_handover_and_later() -> None:
     assert set(STEPS) < set(drawn)
 
 
-def test_a_stop_lasts_five_seconds_and_a_partition_up_to_seven() -> None:
+def test_a_stop_lasts_five_seconds_and_a_partition_up_to_four() -> None:
     lasting = choose(1000, 4)
     assert {one.seconds for one in lasting if one.kind == "stop"} == {5.0}
     cuts = [one.seconds for one in lasting if one.kind == "cut"]
     assert 0.5 <= min(cuts) < 1
-    assert 6 < max(cuts) <= 7
+    assert 3 < max(cuts) <= 4
 
 
 def test_the_parts_are_the_whole_each_fault_once() -> None:
