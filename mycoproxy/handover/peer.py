@@ -1,6 +1,6 @@
 """A peer node in a network namespace of this machine: finds its part of each path, re-homes it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -179,6 +179,8 @@ class LocalPeer:
         changes = await self._worker.run(self._changes, tasks)
         if self._note is not None:
             self._note(changes)
+        if changes.needs_nat:
+            await self._worker.run(self._anchors.add, _anchored(tasks, changes))
         return changes
 
     def _changes(self, tasks: Sequence[Task]) -> Changes:
@@ -215,8 +217,6 @@ class LocalPeer:
         if changes.moves:
             self._translate.add(changes.moves)
             self._moves += changes.moves
-        if changes.needs_nat:
-            self._anchors.install()
         if changes.replaced:
             self._rebind(changes.replaced)
         if changes.added:
@@ -360,6 +360,16 @@ def is_in_force(move: Move, *, before: Translations, now: Translations) -> bool:
     after = compose(before, [move])
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     return all(now.get(name) == after.get(name) for name in changed)
+
+
+def _anchored(tasks: Sequence[Task], changes: Changes) -> Iterator[FourTuple]:
+    """What the other ends' packets are called, of those whose NAT has no rules of its own here."""
+    for task in tasks:
+        if task.path is Path.ANCHOR:
+            yield _outer_side(changes.replaced[task.connection], task.connection)
+        elif task.path is Path.CARRY and task.entry is not None:
+            there, here = task.entry.reply
+            yield FourTuple(local=here, remote=there)
 
 
 def _outer_side(change: Rebound, name: FourTuple) -> FourTuple:

@@ -1,7 +1,8 @@
 """Sees to it that translations live exactly as long as their connections, on all of this node.
 
 A namespace is looked after from the end of a move that may have left translations in it (and from
-the agent's start) until there are none; then its thread ends, which would keep it alive.
+the agent's start) until there are none; then its thread ends, which would keep it alive. So is what
+anchored connections need in it.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from pathlib import Path
 from mycoproxy.errors import MycoError
 from mycoproxy.moves.led_flows import LedFlows
 from mycoproxy.namespaces import NamespaceWorker
+from mycoproxy.netfilter.anchor_lifetimes import AnchorLifetimes
 from mycoproxy.netfilter.lifetimes import TranslationLifetimes
 
 log = logging.getLogger(__name__)
@@ -54,15 +56,25 @@ class Caretaker:
         except (MycoError, OSError):  # it is gone, and with it what was in it
             return
         lifetimes = TranslationLifetimes(worker, moving=self._moving)
+        anchors = AnchorLifetimes(worker, moving=self._moving)
         led = LedFlows(worker)
         inode = worker.call(_own_inode)
         try:
             await lifetimes.open()
-            while path in self._again or led.remain or lifetimes.remaining or self._moving():
+            await anchors.open()
+            while (
+                path in self._again
+                or led.remain
+                or lifetimes.remaining
+                or anchors.remaining
+                or self._moving()
+            ):
                 if path in self._again:
                     self._again.discard(path)
                     await lifetimes.sweep()
                     led.begin()
+                    await anchors.sweep()
+                await anchors.look()
                 if not self._moving():
                     await led.look()
                 with suppress(TimeoutError):
@@ -74,6 +86,7 @@ class Caretaker:
             log.warning("translations in %s are not looked after: %s", path, error)
         finally:
             self.removed += lifetimes.removed.total()
+            await anchors.close()
             await lifetimes.close()
             await asyncio.to_thread(worker.close)
 
