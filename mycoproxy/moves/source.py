@@ -140,7 +140,7 @@ class SourcePart:
         await self._local.prepare()
         lives = await all_of(*(peer.prepare() for peer in self._peers))
         self.lives = {peer.name: life for peer, life in zip(self._peers, lives, strict=True)}
-        self.datagrams.open()
+        await self.datagrams.open()
 
     async def collect(self, allow: Callable[[int], None]) -> None:
         """The tasks stand: find the connections and their paths. ``allow`` is told how many there

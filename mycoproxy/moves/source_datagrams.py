@@ -22,6 +22,7 @@ from mycoproxy.moves.remote_datagrams import RemoteDatagramPeer, RemoteDatagramT
 _FOLLOW: Final = 0.005  # seconds between looks at what has come to the old place
 _FOLLOW_LATER: Final = 0.1  # when it has been there for long: the driver does not remove it
 _LONG: Final = 5.0
+_PATIENCE: Final = 3.0  # seconds that the workload's freeze waits for the first survey
 _LAST: Final = 2.0  # seconds for what is left when the tasks of the source are gone
 
 
@@ -43,7 +44,7 @@ class SourceDatagrams:
         nodes = Nodes(home.name, target.name)
         self._all = Datagrams(source, target, (home, *peers), addresses=addresses, nodes=nodes)
         self._failures: dict[str, None] = {}
-        self._stands, self._lives, self._ends = (asyncio.Event() for _ in range(3))
+        self._surveyed, self._stands, self._lives, self._ends = (asyncio.Event() for _ in range(4))
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -61,9 +62,14 @@ class SourceDatagrams:
         ]
         return {"flows": self._all.flows, "passed_on": self._all.delivered, "remarks": remarks}
 
-    def open(self) -> None:
-        """All nodes are ready, and the workload runs."""
+    async def open(self) -> None:
+        """All nodes are ready, and the workload runs: it is found out what flows there are.
+
+        Returns when that is done, or takes too long; then it goes on until the tasks stand.
+        """
         self._task = asyncio.get_running_loop().create_task(self._run())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._surveyed.wait(), _PATIENCE)
 
     def stands(self) -> None:
         """The tasks stand, and the connections have been looked at."""
@@ -89,7 +95,9 @@ class SourceDatagrams:
         await self._home.close()
 
     async def _run(self) -> None:
-        await self._until(self._stands, self._all.survey())
+        if not await self._until(self._stands, self._all.survey()):
+            self._failures["UDP flows: not all were found in time"] = None
+        self._surveyed.set()
         await self._stands.wait()
         await self._tried(self._all.collect())
         if not self._all.has_sockets:
