@@ -58,9 +58,12 @@ def _devices(lab: Lab, node: LabNode) -> Iterator[Item]:
         for end in link.ends:
             if end.node == node.name:
                 up = states.get(end.device, False)
-                delay = "" if link.delay_ms is None else f", {link.delay_ms:g} ms"
                 found = "up" if up else "down"
-                yield Item(f"{node.name}: {end.device}", ok=up, found=found + delay)
+                if link.delay_ms is not None and end.device in states:
+                    found += f", {link.delay_ms:g} ms"
+                    if lost := node.worker.call(links.overflow, end.device):
+                        found += f", no room for {lost} frames"
+                yield Item(f"{node.name}: {end.device}", ok=up, found=found)
     if node.spec.pod_bridge:
         there = POD_BRIDGE in states
         found = "there" if there else "missing"

@@ -129,6 +129,13 @@ def states() -> dict[str, bool]:
         }
 
 
+def overflow(device: str) -> int:
+    """Packets that ``device`` of this namespace was to send and had no room for (tx_dropped)."""
+    with rtnetlink(f"cannot look at {device}") as netlink:
+        (link,) = netlink.get_links(_number(netlink, device))
+        return int(link.get_attr("IFLA_STATS64")["tx_dropped"])
+
+
 def wait_until_up(devices: Sequence[str], *, timeout: float) -> None:
     """Wait until ``devices`` carry packets. Raises ``MycoError`` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout

@@ -46,7 +46,9 @@ def main(listener_fd: str, *links: str) -> None:
 
     if os.fork():
         os._exit(0)
+    os.chdir("/")
     Path("/proc/self/comm").write_text(NAME)
+    Path("/proc/self/timerslack_ns").write_text("1")  # timers may be 50 us late otherwise
     gc.disable()  # no cycles are made, and a hundred thousand frames may be under way
     forward(directions, listener.fileno(), serve)
 

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
 DEADLINE = 20.0
 DELAY = 0.02
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 TWO_NODES = """
 name: two
 nodes: [{name: left}, {name: right}]
@@ -133,11 +134,27 @@ def test_datagrams_keep_their_order_and_none_is_lost(lab: Lab) -> None:
     lab.node("left").worker.call(icmp.ping, RIGHT[4], timeout=DEADLINE)
     sent = [number.to_bytes(4, "big") for number in range(500)]
     with receiver, sender:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
         receiver.bind((RIGHT[4], 0))
         receiver.settimeout(DEADLINE)
         for each in sent:
             sender.sendto(each, receiver.getsockname())
         assert [receiver.recv(100) for _ in sent] == sent
+
+
+def test_frames_that_found_no_room_before_the_wire_are_counted(lab: Lab) -> None:
+    left, pid = lab.node("left").worker, wire_of(lab).pid
+    assert left.call(icmp.ping, RIGHT[4], timeout=DEADLINE) is None
+    assert left.call(links.overflow, "eth0") == 0
+    os.kill(pid, signal.SIGSTOP)
+    with left.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(20_100):
+            sender.sendto(b"x", (RIGHT[4], 9))
+    lost = left.call(links.overflow, "eth0")
+    os.kill(pid, signal.SIGCONT)
+    assert lost >= 100
+    found = {item.name: item.found for item in check.check(lab)}
+    assert found["left: eth0"].startswith("up, 20 ms, no room for ")
 
 
 def test_check_and_ps_show_the_delay_and_its_process(lab: Lab) -> None:
