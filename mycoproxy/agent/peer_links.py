@@ -12,6 +12,7 @@ from mycoproxy.agent.part import Agent, Part
 from mycoproxy.agent.peer_addresses import PeerAddresses
 from mycoproxy.errors import MycoError
 from mycoproxy.peering import Answer, Body, Handler, Local, Peers, PeerServer, Reply
+from mycoproxy.peering.bodies import Outgoing
 from mycoproxy.pki import CredentialsError, CredentialsWatch
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class PeerLinks(Part):
         node: str,
         method: str,
         args: Mapping[str, Any] | None = None,
-        body: bytes | Sequence[bytes] = b"",
+        body: Outgoing = b"",
         *,
         deadline: float,
     ) -> Answer:

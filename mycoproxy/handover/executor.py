@@ -189,4 +189,4 @@ class Handover:
 
     async def follow(self) -> int:
         """See ``Leading.follow``."""
-        return await self._leading.follow(self._source, self._target)
+        return await self._leading.follow(self._source, self._target.welcome)

@@ -1,16 +1,22 @@
 """All nodes together: asks them what they can do, has them do it, and collects what they kept."""
 
 import asyncio
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from mycoproxy.addresses import FourTuple
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.errors import MycoError
 from mycoproxy.handover.routes import Plan, Routes
-from mycoproxy.handover.sides import Connection, Known, Offer, Peer, Source, Target, is_inside
+from mycoproxy.handover.sides import Connection, Known, Offer, Peer, Source, is_inside
 from mycoproxy.tcp import Segment, beyond
 
 T = TypeVar("T")
+
+
+Welcome = Callable[
+    [Sequence[Segment], Mapping[str, str], Mapping[FourTuple, Endpoint]], Awaitable[None]
+]
+"""See ``Target.welcome``."""
 
 
 class Nodes(NamedTuple):
@@ -154,8 +160,9 @@ class Leading:
         self._welcomed.update(syn.connection for syn in taken)
         return taken
 
-    async def follow(self, source: Source, target: Target) -> int:
-        """Once live: pass on the connections that have begun at the source since the last call.
+    async def follow(self, source: Source, welcome: Welcome) -> int:
+        """Once live: pass on the connections that have begun at the source since the last call,
+        with the target's ``welcome``.
 
         Clients go on coming there until their nodes know better, and what they send there nobody
         answers. Returns how many there were. Raises ``MycoError``.
@@ -171,7 +178,7 @@ class Leading:
             *(peer.rehome(tasks) for peer in self._peers if (tasks := plan.tasks.get(peer.name)))
         )
         self._welcomed.update(new)
-        await target.welcome(newcomers, self._addresses, plan.via)
+        await welcome(newcomers, self._addresses, plan.via)
         return len(newcomers)
 
     async def undo(self) -> None:

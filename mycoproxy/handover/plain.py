@@ -130,11 +130,19 @@ def connections_to_parts(connections: Iterable[Connection]) -> Iterator[bytes]:
         yield _pack(part)
 
 
+def via_to_part(via: Mapping[FourTuple, Endpoint]) -> bytes:
+    """What comes after the connections: which are anchored, see ``Target.establish``."""
+    return _pack({"via": via_to_plain(via)})
+
+
 class ConnectionReader:
-    """Takes the parts of ``connections_to_parts``, in whatever pieces they come."""
+    """Takes the parts of ``connections_to_parts``, in whatever pieces they come; then
+    ``via_to_part``, which may be missing."""
 
     def __init__(self, *, most_bytes: int) -> None:
         self._left = most_bytes
+        self.via: dict[FourTuple, Endpoint] | None = None
+        """None: it has not come."""
         self._unpacker = msgpack.Unpacker(
             max_buffer_size=min(most_bytes, _LARGEST_STATE),
             use_list=True,
@@ -149,11 +157,19 @@ class ConnectionReader:
             raise TransferError("more connections, or fuller queues, than this node takes")
         try:
             self._unpacker.feed(data)
-            return [_connection(one) for part in self._unpacker for one in _list(part)]
+            return [one for part in self._unpacker for one in self._read(part)]
         except TransferError:
             raise
         except (ValueError, msgpack.UnpackException) as error:
             raise TransferError(f"not a list of connections: {error!r:.200}") from error
+
+    def _read(self, part: object) -> Iterable[Connection]:
+        if self.via is not None:
+            raise TransferError("something follows the end of the connections")
+        if isinstance(part, dict):
+            self.via = via_from_plain(part.get("via"))
+            return ()
+        return map(_connection, _list(part))
 
 
 def via_to_plain(via: Mapping[FourTuple, Endpoint]) -> list[Any]:

@@ -1,6 +1,6 @@
 """The source of a handover in a network namespace of this machine."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mycoproxy.addresses import Endpoint, FourTuple
@@ -28,6 +28,8 @@ from mycoproxy.tcp import (
     repair,
     resume,
 )
+
+_AT_ONCE = 500  # connections that are captured before the target gets them: some 12 ms
 
 
 class SourceError(MycoError):
@@ -120,19 +122,27 @@ class LocalSource:
 
     async def capture(self) -> Sequence[Connection]:
         """See ``Source``."""
-        return await self._worker.run(self._capture)
+        return [one async for some in self.capturing() for one in some]
 
-    def _capture(self) -> Sequence[Connection]:
+    async def capturing(self) -> AsyncIterator[Sequence[Connection]]:
+        """``capture``, some at a time. Those that wait at listeners come last, together."""
+        for index in range(0, len(self._taken), _AT_ONCE):
+            yield await self._worker.run(self._capture, self._taken[index : index + _AT_ONCE])
+        yield await self._worker.run(self._take_waiting)
+
+    def _capture(self, some: Sequence[_Taken]) -> Sequence[Connection]:
         connections = []
-        for taken in self._taken:
+        for taken in some:
             taken.state = state = capture(taken.held.sock, settings=taken.settings)
             if state.state is not TcpConnectionState.CLOSE or state.shut_down:
                 connections.append(Connection(taken.held.names, state))
-        connections += [
+        return connections
+
+    def _take_waiting(self) -> Sequence[Connection]:
+        return [
             Connection((), one.state, listener=one.listener.names, handshake=one.handshake)
             for one in self._waiting.take()
         ]
-        return connections
 
     async def recall(self, noted: Sequence[Connection]) -> None:
         """Take over sockets that another process has captured: for ``resume`` and ``silence``.

@@ -18,6 +18,7 @@ from mycoproxy.sockets import (
     HeldSocket,
     HeldSockets,
     Listener,
+    Matcher,
     match,
     take,
     tasks_of,
@@ -62,6 +63,7 @@ class LocalTarget:
         self._nft: Nft
         self._shield: Shield
         self._collecting: Future[HeldSockets] | None = None
+        self._closed: Matcher[HeldSocket] | None = None
         self._recalled = False
         self._established: list[tuple[HeldSocket, TcpState]] = []
         self._waiting: list[TcpState] = []
@@ -100,24 +102,36 @@ class LocalTarget:
         via: Mapping[FourTuple, Endpoint],
     ) -> None:
         """See ``Target``. Raises ``TargetError`` if the copy lacks a socket of the source."""
-        await self._worker.run(self._establish, connections, addresses, via)
+        await self.establish_some(connections, addresses)
+        await self.lead(via, addresses)
 
-    def _establish(
-        self,
-        connections: Sequence[Connection],
-        addresses: Mapping[str, str],
-        via: Mapping[FourTuple, Endpoint],
+    async def establish_some(
+        self, connections: Sequence[Connection], addresses: Mapping[str, str]
     ) -> None:
-        if self._collecting is None:
-            raise TargetError("the copy's sockets were not collected")
-        sockets = self._collecting.result()
-        for connection, held in _match_sockets(connections, sockets.closed):
+        """``establish`` for a part of the connections; all that wait at one listener are in one
+        part. ``lead`` when there are no more."""
+        await self._worker.run(self._establish, connections, addresses)
+
+    def _establish(self, connections: Sequence[Connection], addresses: Mapping[str, str]) -> None:
+        sockets = self._sockets()
+        if self._closed is None:
+            self._closed = Matcher(sockets.closed)
+        for connection, held in _match_sockets(connections, self._closed):
             state = self._moved(connection, addresses)
             self._remark(state, establish(held.sock, state))
             self._established.append((held, state))
         for queue, listener in _match_listeners(connections, sockets.listeners):
             self._put(queue, listener, addresses)
-        self._lead(via, addresses)
+
+    def _sockets(self) -> HeldSockets:
+        if self._collecting is None:
+            raise TargetError("the copy's sockets were not collected")
+        return self._collecting.result()
+
+    async def lead(self, via: Mapping[FourTuple, Endpoint], addresses: Mapping[str, str]) -> None:
+        """The end of ``establish``: ``via`` is as there."""
+        if via:
+            await self._worker.run(self._lead, via, addresses)
 
     def _lead(self, via: Mapping[FourTuple, Endpoint], addresses: Mapping[str, str]) -> None:
         """Have packets go to, and come from, the nodes that connections are anchored at."""
@@ -172,11 +186,9 @@ class LocalTarget:
         addresses: Mapping[str, str],
         via: Mapping[FourTuple, Endpoint],
     ) -> None:
-        if self._collecting is None:
-            raise TargetError("the copy's sockets were not collected")
         self._recalled = True
-        sockets = self._collecting.result()
-        every = [*sockets.closed, *sockets.connections]
+        sockets = self._sockets()
+        every = Matcher([*sockets.closed, *sockets.connections])
         for connection, held in _match_sockets(connections, every):
             self._established.append((held, self._moved(connection, addresses)))
         for one in connections:
@@ -291,9 +303,9 @@ class LocalTarget:
 
 
 def _match_sockets(
-    connections: Sequence[Connection], sockets: Sequence[HeldSocket]
+    connections: Sequence[Connection], sockets: Matcher[HeldSocket]
 ) -> list[tuple[Connection, HeldSocket]]:
-    matching = match([one for one in connections if not one.listener], sockets)
+    matching = sockets.match(one for one in connections if not one.listener)
     if matching.missing:
         names = ", ".join(str(name) for name in matching.missing[:3])
         raise TargetError(

@@ -3,14 +3,14 @@
 Names of methods, and what goes over the wire in each, are in ``methods``.
 """
 
-import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from mycoproxy.addresses import Endpoint, FourTuple
-from mycoproxy.handover import Connection, Offer, Task, WentLive, plain
+from mycoproxy.handover import Offer, Task, WentLive, plain
 from mycoproxy.moves.methods import MOST_BYTES, Method
 from mycoproxy.peering import Answer
+from mycoproxy.peering.bodies import Outgoing
 from mycoproxy.tcp import Segment
 
 
@@ -22,7 +22,7 @@ class Call(Protocol):
         node: str,
         method: str,
         args: Mapping[str, Any] | None = None,
-        body: bytes | Sequence[bytes] = b"",
+        body: Outgoing = b"",
         *,
         deadline: float,
     ) -> Answer:
@@ -101,16 +101,9 @@ class RemoteTarget:
         """From now on it is asked for this move."""
         self._id = move_id
 
-    async def establish(
-        self,
-        connections: Sequence[Connection],
-        addresses: Mapping[str, str],
-        via: Mapping[FourTuple, Endpoint],
-    ) -> None:
-        """See ``Target``."""
-        args = {"addresses": dict(addresses), "via": plain.via_to_plain(via)}
-        parts = await asyncio.to_thread(list, plain.connections_to_parts(connections))
-        await self._ask(Method.ESTABLISH, args, parts)
+    async def establish(self, parts: AsyncIterable[bytes], addresses: Mapping[str, str]) -> None:
+        """See ``Target``. ``parts``: what ``plain.ConnectionReader`` takes, to its end."""
+        await self._ask(Method.ESTABLISH, {"addresses": dict(addresses)}, parts)
 
     async def deliver(self, lost: Sequence[Segment]) -> None:
         """What was lost meanwhile, once it is live; waits for that."""
@@ -127,17 +120,7 @@ class RemoteTarget:
         args = {"addresses": dict(addresses), "via": plain.via_to_plain(via)}
         await self._ask(Method.WELCOME, args, plain.segments_to_bytes(syns))
 
-    async def go_live(self, lost: Sequence[Segment]) -> WentLive:
-        """It does so when it hears the decision; this only waits for it."""
-        await self.deliver(lost)
-        return self.live
-
-    async def discard(self) -> None:
-        """Nothing: it does so when it hears the decision."""
-
-    async def _ask(
-        self, method: Method, args: Mapping[str, Any], body: bytes | Sequence[bytes] = b""
-    ) -> Answer:
+    async def _ask(self, method: Method, args: Mapping[str, Any], body: Outgoing = b"") -> Answer:
         return await self._call(
             self.name,
             method.value,

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.agreement import MoveId, Moves, message_from_plain
 from mycoproxy.errors import MycoError, RefusedError
-from mycoproxy.handover import Connection, plain
+from mycoproxy.handover import plain
 from mycoproxy.moves import datagram_requests
 from mycoproxy.moves.acts import Acts
 from mycoproxy.moves.admission import Admission

@@ -18,6 +18,7 @@ from mycoproxy.moves.namespaces import NodeNamespaces
 from mycoproxy.moves.peer import Attach, PeerPart
 from mycoproxy.moves.remote import RemotePeer, RemoteTarget
 from mycoproxy.moves.source_datagrams import SourceDatagrams
+from mycoproxy.moves.stream import Stream
 from mycoproxy.namespaces import NamespaceWorker
 from mycoproxy.tcp import Segment
 
@@ -113,7 +114,7 @@ class SourcePart:
         self._leading = Leading(
             (home, *peers), addresses=place.addresses, nodes=Nodes(home.name, target.name)
         )
-        self._connections: Sequence[Connection] = ()
+        self._connections: list[Connection] = []
         self._go = asyncio.Event()
         self._attach: Attach | None = None
         self._frozen = False
@@ -176,26 +177,40 @@ class SourcePart:
         self.report.mark("begin")
         await self._local.hold()
         self.report.mark("hold")
-        self._connections = connections = await self._local.capture()
-        self._write_down(connections)
-        self.report.connections = len(connections)
-        self.report.mark("capture")
-        plan = await self._leading.plan(connections, await self._local.newcomers())
-        late = {
-            node: self.lives[node]
-            for node in plan.tasks
-            if node in self.lives and node not in self.involved
-        }
-        if late:
-            self.involved |= late
-            enrol(late)
-        self.report.mark("plan")
-        await all_of(
-            self._leading.rehome(plan, involved=self.involved),
-            self._target.establish(connections, self.place.addresses, plan.via),
+        stream = Stream()
+        establishing = asyncio.create_task(
+            self._target.establish(stream.parts(), self.place.addresses)
         )
+        try:
+            await self._capture(stream)
+            plan = await self._leading.plan(self._connections, await self._local.newcomers())
+            stream.put(plain.via_to_part(plan.via))
+            stream.end()
+            late = {
+                node: self.lives[node]
+                for node in plan.tasks
+                if node in self.lives and node not in self.involved
+            }
+            if late:
+                self.involved |= late
+                enrol(late)
+            self.report.mark("plan")
+            await all_of(self._leading.rehome(plan, involved=self.involved), establishing)
+        finally:
+            establishing.cancel()
+            await asyncio.wait({establishing})
         self.report.rehomed = plan.rehomed
         self.report.mark("prepared")
+
+    async def _capture(self, stream: Stream) -> None:
+        """The target has the first connections while the last ones are captured."""
+        async for some in self._local.capturing():
+            self._connections += some
+            for part in await asyncio.to_thread(list, plain.connections_to_parts(some)):
+                stream.put(part)
+        self._write_down(self._connections)
+        self.report.connections = len(self._connections)
+        self.report.mark("capture")
 
     def _write_down(self, connections: Sequence[Connection]) -> None:
         kept = [one for one in connections if one.is_only_copy]
@@ -210,10 +225,10 @@ class SourcePart:
         lost += await self._leading.lost(self._connections, failures)
         syns = self._leading.take_newcomers()
         await self._target.deliver(lost)
+        self.report.mark("live")
         self.datagrams.lives()
         if syns:
             await self._target.welcome(syns, self.place.addresses, {})
-        self.report.mark("live")
         self.report.replayed = self._target.live.delivered
         self.report.remarks = self._target.live.remarks
 
@@ -232,7 +247,8 @@ class SourcePart:
         last = time.monotonic() + self.place.follow
         try:
             while time.monotonic() < last:
-                self.report.welcomed += await self._leading.follow(self._local, self._target)
+                came = await self._leading.follow(self._local, self._target.welcome)
+                self.report.welcomed += came
                 await asyncio.sleep(_FOLLOW_SECONDS)
         except MycoError as error:  # who came meanwhile has to come again
             self.report.error = f"new connections could not be passed on: {error}"

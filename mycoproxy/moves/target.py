@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -80,19 +80,27 @@ class TargetPart:
         self._local.collect(init_pid, self.place.pids)
 
     async def establish(
-        self,
-        parts: Sequence[bytes],
-        connections: Sequence[Connection],
-        addresses: Mapping[str, str],
-        via: Mapping[FourTuple, Endpoint],
+        self, parts: AsyncIterable[bytes], addresses: Mapping[str, str], *, most_bytes: int
     ) -> None:
-        """``parts`` are what ``connections`` were decoded from: that is written down as it came."""
-        if self._attach is not None:
-            self._attach(_PLACE, msgpack.packb(asdict(self.place)))
-            paths = {"addresses": dict(addresses), "via": plain.via_to_plain(via)}
-            self._attach(_PATHS, msgpack.packb(paths))
-            self._attach(_CONNECTIONS, b"".join(parts))
-        await self._local.establish(connections, addresses, via)
+        """``parts``: what ``plain.ConnectionReader`` takes, to its end.
+
+        They are established as they come, and written down when all are there: until this node
+        votes nobody has to know of them, because the copy will be killed.
+        """
+        assert self._attach is not None
+        self._attach(_PLACE, msgpack.packb(asdict(self.place)))
+        reader = plain.ConnectionReader(most_bytes=most_bytes)
+        written = []
+        async for part in parts:
+            written.append(part)
+            connections = await asyncio.to_thread(reader.feed, part)
+            if connections:
+                await self._local.establish_some(connections, addresses)
+        if reader.via is None:
+            raise MycoError(f"{self.place.source} did not say that these are all connections")
+        await self._local.lead(reader.via, addresses)
+        self._attach(_PATHS, msgpack.packb({"addresses": dict(addresses)}))
+        self._attach(_CONNECTIONS, b"".join(written))
 
     async def go_live(self) -> None:
         """Let the copy run. Raises ``CopyDeadError``, ``DriverError``."""
@@ -103,12 +111,16 @@ class TargetPart:
             if self._noted is not None:
                 await self._local.recall(*self._noted)
             live = await self._go_live()
+            self._lives(live)
             await self.datagrams.before_tasks_run(self.place.init_pid, self.place.pids)
             await self.orders.give(Order.RUN)
         else:
-            live = WentLive(0, ())
+            self._lives(WentLive(0, ()))
             self.datagrams.run()
         await self.node.finish()
+
+    def _lives(self, live: WentLive) -> None:
+        """What was lost may be delivered from now on."""
         if not self.live.done():
             self.live.set_result(live)
 
@@ -182,8 +194,6 @@ _Noted = tuple[Sequence[Connection], Mapping[str, str], Mapping[FourTuple, Endpo
 def _read(attachments: Mapping[str, bytes]) -> _Noted:
     data = attachments[_CONNECTIONS]
     paths: dict[str, Any] = msgpack.unpackb(attachments[_PATHS])
-    return (
-        plain.ConnectionReader(most_bytes=len(data)).feed(data),
-        plain.addresses_from_plain(paths["addresses"]),
-        plain.via_from_plain(paths["via"]),
-    )
+    reader = plain.ConnectionReader(most_bytes=len(data))
+    connections = reader.feed(data)
+    return connections, plain.addresses_from_plain(paths["addresses"]), reader.via or {}

@@ -5,7 +5,7 @@
 """
 
 from mycoproxy.sockets.held import HeldSocket, HeldSockets, Listener, take
-from mycoproxy.sockets.match import MatchError, Matching, match
+from mycoproxy.sockets.match import Matcher, MatchError, Matching, match
 from mycoproxy.sockets.names import DescriptorName
 from mycoproxy.sockets.tasks import Task, tasks_of
 
@@ -15,6 +15,7 @@ __all__ = [
     "HeldSockets",
     "Listener",
     "MatchError",
+    "Matcher",
     "Matching",
     "Task",
     "match",

@@ -31,49 +31,55 @@ class MatchError(MycoError):
 
 @dataclass(frozen=True, slots=True)
 class Matching(Generic[S, T]):
-    """Pairs, in the source's order, and what is left over on either side."""
+    """Pairs, in the source's order, and those of the source that the target has not."""
 
     pairs: tuple[tuple[S, T], ...]
     unmatched_source: tuple[S, ...]
-    unmatched_target: tuple[T, ...]
 
     @property
     def missing(self) -> tuple[DescriptorName, ...]:
         """The names of the source's sockets that the target does not have."""
         return tuple(name for socket in self.unmatched_source for name in socket.names)
 
+
+class Matcher(Generic[T]):
+    """The target's sockets, of which each is paired once. Raises ``MatchError``."""
+
+    def __init__(self, target: Iterable[T]) -> None:
+        self._targets = tuple(target)
+        self._owner: dict[DescriptorName, int] = {}
+        self._taken: set[int] = set()
+        for index, candidate in enumerate(self._targets):
+            for name in candidate.names:
+                if self._owner.setdefault(name, index) != index:
+                    raise MatchError(f"{name} is named by two sockets of the target")
+
+    def match(self, source: Iterable[S]) -> Matching[S, T]:
+        """Pair these, which may be a part of the source's. Raises ``MatchError``."""
+        owner = self._owner
+        pairs: list[tuple[S, T]] = []
+        unmatched: list[S] = []
+        for wanted in source:
+            found = {owner[name] for name in wanted.names if name in owner}
+            if not found:
+                unmatched.append(wanted)
+                continue
+            if len(found) > 1 or found & self._taken:
+                shared = ", ".join(str(name) for name in wanted.names if name in owner)
+                raise MatchError(f"{shared}: one socket on one side is two on the other")
+            (index,) = found
+            self._taken.add(index)
+            pairs.append((wanted, self._targets[index]))
+        return Matching(pairs=tuple(pairs), unmatched_source=tuple(unmatched))
+
     @property
-    def surplus(self) -> tuple[DescriptorName, ...]:
-        """The names of the target's sockets that the source does not have."""
-        return tuple(name for socket in self.unmatched_target for name in socket.names)
+    def unmatched(self) -> tuple[T, ...]:
+        """Those that were not paired so far."""
+        return tuple(
+            candidate for index, candidate in enumerate(self._targets) if index not in self._taken
+        )
 
 
 def match(source: Iterable[S], target: Iterable[T]) -> Matching[S, T]:
     """Pair sockets that share a name. Raises ``MatchError`` if that is ambiguous."""
-    targets = tuple(target)
-    owner: dict[DescriptorName, int] = {}
-    for index, candidate in enumerate(targets):
-        for name in candidate.names:
-            if owner.setdefault(name, index) != index:
-                raise MatchError(f"{name} is named by two sockets of the target")
-    pairs: list[tuple[S, T]] = []
-    unmatched: list[S] = []
-    taken: set[int] = set()
-    for wanted in source:
-        found = {owner[name] for name in wanted.names if name in owner}
-        if not found:
-            unmatched.append(wanted)
-            continue
-        if len(found) > 1 or found & taken:
-            shared = ", ".join(str(name) for name in wanted.names if name in owner)
-            raise MatchError(f"{shared}: one socket on one side is two on the other")
-        (index,) = found
-        taken.add(index)
-        pairs.append((wanted, targets[index]))
-    return Matching(
-        pairs=tuple(pairs),
-        unmatched_source=tuple(unmatched),
-        unmatched_target=tuple(
-            candidate for index, candidate in enumerate(targets) if index not in taken
-        ),
-    )
+    return Matcher(target).match(source)

@@ -146,6 +146,23 @@ def test_connections_come_in_whatever_pieces(queue: int, pieces: int) -> None:
     assert read(b"".join(parts), pieces=pieces) == given_connections
 
 
+def test_the_anchored_ones_are_told_of_when_all_connections_are_known() -> None:
+    via = {connection(4000).four_tuple: Endpoint("192.0.2.9", 4000)}
+    data = b"".join(plain.connections_to_parts([connection(4000)]))
+    reader = plain.ConnectionReader(most_bytes=MOST_BYTES)
+    assert reader.feed(data) == [connection(4000)]
+    assert reader.via is None
+    assert reader.feed(plain.via_to_part(via)) == []
+    assert reader.via == via
+    with pytest.raises(plain.TransferError, match="something follows the end"):
+        reader.feed(data)
+
+
+@given(st.lists(tasks, max_size=3), st.lists(names, max_size=3))
+def test_what_is_to_be_done_beside_what_was_staged(more: list[Task], less: list[FourTuple]) -> None:
+    assert plain.rehoming_from_bytes(plain.rehoming_to_bytes(more, less)) == (more, less)
+
+
 def test_a_connection_is_told_of_while_others_are_still_on_their_way() -> None:
     first, *_ = plain.connections_to_parts(connection(port, 100_000) for port in range(1, 10))
     assert read(first)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycoproxy.sockets import DescriptorName, MatchError, match
+from mycoproxy.sockets import DescriptorName, Matcher, MatchError, match
 
 
 class Sock(NamedTuple):
@@ -36,10 +36,21 @@ def test_the_same_number_in_another_task_is_another_socket() -> None:
 
 
 def test_what_is_left_over_is_named() -> None:
-    matching = match([sock("gone", (1, 5), (2, 5))], [sock("new", (3, 4))])
+    new = sock("new", (3, 4))
+    target = Matcher([new])
+    matching = target.match([sock("gone", (1, 5), (2, 5))])
     assert matching.missing == ((1, 5), (2, 5))
-    assert matching.surplus == ((3, 4),)
+    assert target.unmatched == (new,)
     assert str(matching.missing[0]) == "pid 1 fd 5"
+
+
+def test_the_source_may_come_in_parts_and_no_socket_of_the_target_is_given_twice() -> None:
+    first, second = sock("first", (1, 5)), sock("second", (1, 6))
+    target = Matcher([sock("there", (1, 6)), sock("other", (1, 5), (2, 5))])
+    assert [len(target.match([one]).pairs) for one in (first, second)] == [1, 1]
+    assert target.unmatched == ()
+    with pytest.raises(MatchError, match="one socket on one side is two on the other"):
+        target.match([sock("again", (2, 5))])
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -68,4 +79,4 @@ def test_a_copy_matches_completely_in_any_order(
     matching = match(source, target)
     assert all(one is other for one, other in matching.pairs)
     assert len(matching.pairs) == len(names)
-    assert matching.missing == matching.surplus == ()
+    assert matching.missing == ()
