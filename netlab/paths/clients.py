@@ -34,6 +34,12 @@ class Connection:
     activity: Activity
 
     @property
+    def from_port(self) -> int | None:
+        """The port that the opener dials from: one for each family and activity."""
+        first = self.path.from_port
+        return first and first + 2 * ACTIVITIES.index(self.activity) + (self.family == 6)
+
+    @property
     def beat_bytes(self) -> tuple[int, int]:
         """What the opener and the acceptor send at each beat."""
         if self.activity == "idle":
@@ -175,6 +181,7 @@ class PathClients:
             "port": port,
             "opener_bytes": opener,
             "acceptor_bytes": acceptor,
+            "from_port": wanted.from_port,
         }
 
     def dialled(self, connection: Connection) -> tuple[str, int]:

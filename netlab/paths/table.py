@@ -18,6 +18,9 @@ Activity = Literal["sending", "receiving", "idle"]
 ACTIVITIES: tuple[Activity, ...] = ("sending", "receiving", "idle")
 
 
+_COMMON_PORT = 20_000  # below those that the kernel chooses from
+
+
 @dataclass(frozen=True, slots=True)
 class ClientPath:
     """A row. ``opener`` and ``acceptor`` are nodes or pods of the topology.
@@ -25,6 +28,7 @@ class ClientPath:
     What is dialled: the virtual address of ``service``, its node port on ``entry``, its external
     address, which leads to ``entry``, the acceptor's own address, or loopback. ``seen_as`` is the
     node whose address the acceptor sees, because it masquerades; None: the opener's own address.
+    ``from_port``: the opener comes from it, or one of the next five; None: from any.
     """
 
     name: str
@@ -36,6 +40,7 @@ class ClientPath:
     service: str | None = None
     entry: str | None = None
     seen_as: str | None = None
+    from_port: int | None = None
 
     @property
     def client(self) -> str:
@@ -113,6 +118,20 @@ def _from_elsewhere() -> list[ClientPath]:
             "routed-address",
             "a host outside, with a route to the pods, that dialled the workload's address",
             *("routed", WORKLOAD, "address", "anchor"),
+        ),
+        ClientPath(
+            "outside-same-port",
+            "from outside by a node port with externalTrafficPolicy Local, from the port of ...",
+            *("outside", WORKLOAD, "node-port", "anchor"),
+            service="workload-local",
+            entry="alpha",
+            from_port=_COMMON_PORT,
+        ),
+        ClientPath(
+            "routed-same-port",
+            "... a host outside that dialled the workload's address: both come by alpha's address",
+            *("routed", WORKLOAD, "address", "anchor"),
+            from_port=_COMMON_PORT,
         ),
         ClientPath(
             "self-virtual",

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netlab.paths.clients import Connection
 from netlab.paths.end.content import RING_BYTES, count_wrong, piece, start_of
 from netlab.paths.end.stream import Report, StrangerError, Stream
 from netlab.paths.result import judge, settled
-from netlab.paths.table import PATHS, WORKLOAD
+from netlab.paths.table import ACTIVITIES, PATHS, WORKLOAD, path
 from netlab.topology import load
 
 STREAMING = (7, 200, 8)
@@ -199,6 +200,17 @@ def test_rows_have_names_of_their_own_and_places_that_are_in_the_topology() -> N
         assert (row.entry is not None) == (row.dials in ("node-port", "external"))
         if row.service is not None:
             assert kube.service(row.service).pod == row.acceptor
+
+
+def test_hosts_come_from_one_port_but_no_host_twice() -> None:
+    pairs = [(row.opener, row.from_port) for row in PATHS if row.from_port is not None]
+    assert len(set(pairs)) == len(pairs) > len({port for _, port in pairs})
+    ports = [
+        Connection(0, path("routed-same-port"), family, activity).from_port
+        for family in (4, 6)
+        for activity in ACTIVITIES
+    ]
+    assert len(set(ports)) == len(ports)
 
 
 def test_each_place_a_client_can_be_in_has_rows() -> None:

@@ -163,6 +163,8 @@ class End:
         host = wanted["host"]
         connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         hello = (wanted["connection"], wanted["opener_bytes"], wanted["acceptor_bytes"])
+        if wanted["from_port"]:
+            connection.bind(("", wanted["from_port"]))
         stream = Stream(connection, hello=hello)
         self._add(stream, select.EPOLLOUT)
         failure = connection.connect_ex((host, wanted["port"]))
