@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 _ELSEWHERE: Final = {
     "agent": ("agent_command", "The daemon of this node."),
     "connections": ("query_commands", "List the connections that are re-homed here."),
+    "drain": ("operator_commands", "Prepare this node to go away, and say what hangs on it."),
+    "gone": ("operator_commands", "Say that a node of a move never comes back."),
     "moves": ("query_commands", "List the moves that this node takes part in."),
     "pki": ("pki_command", "Certificates: the cluster's authority, and one for each node."),
     "reload": ("query_commands", "Make the agent read its configuration again."),
+    "resolve": ("operator_commands", "Decide a move whose source never comes back."),
     "sessions": ("query_commands", "List the sessions of proxied mode."),
     "status": ("query_commands", "Say whether this node's agent can do its work."),
 }

@@ -173,10 +173,12 @@ class LimitsSection(_Section):
     """What moves may use, and how long they may take."""
 
     moves: Annotated[Count, Field(ge=1, le=100)] = _key(
-        4, "Moves that this node takes part in at once. More are refused.", reload=True
+        4, "Moves from this node and to it, at once. More are refused.", reload=True
     )
     connections: Annotated[Count, Field(ge=1, le=1_000_000)] = _key(
-        50_000, "Connections of one move. A workload with more is refused.", reload=True
+        50_000,
+        "Connections of one move from this node. A workload with more is refused.",
+        reload=True,
     )
     queue_memory: Annotated[Size, Field(ge=2**20)] = _key(
         256 * 2**20, "For captured send and receive queues, of all moves together.", reload=True

@@ -60,7 +60,6 @@ class Control(Part):
                 web.get("/v1/sessions", self._sessions),
                 web.get("/v1/moves", self._moves),
                 web.post("/v1/reload", self._reload),
-                web.post("/v1/drain", self._drain),
                 *self._questions.routes,
             ]
         )
@@ -110,11 +109,6 @@ class Control(Part):
         # Whoever asked may go away; half a reload there is not.
         changes = await asyncio.shield(asyncio.ensure_future(self._daemon.reload()))
         return web.json_response(changes.as_dict())
-
-    async def _drain(self, _request: web.Request) -> web.Response:
-        if self._questions.drain is None:
-            raise RefusedError("nothing in this agent can be drained")
-        return web.json_response(await self._questions.drain())
 
     # How it is answered.
 

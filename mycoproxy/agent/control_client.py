@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +33,9 @@ class ControlClient:
         """The answer to ``/v1/status`` and the like. Raises ``MycoError`` for a refusal."""
         return self._answer(*self._ask("GET", question))
 
-    def post(self, question: str) -> Answer:
+    def post(self, question: str, body: Mapping[str, Any] | None = None) -> Answer:
         """The same for what changes something."""
-        return self._answer(*self._ask("POST", question))
+        return self._answer(*self._ask("POST", question, body))
 
     def lines(self, question: str) -> Iterator[Answer]:
         """The objects of a stream, as they come; ends with the agent."""
@@ -50,10 +50,16 @@ class ControlClient:
         finally:
             connection.close()
 
-    def _ask(self, method: str, question: str) -> tuple[_Connection, http.client.HTTPResponse]:
+    def _ask(
+        self, method: str, question: str, body: Mapping[str, Any] | None = None
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
         connection = _Connection(self.path)
         try:
-            connection.request(method, question)
+            if body is None:
+                connection.request(method, question)
+            else:
+                headers = {"Content-Type": "application/json"}
+                connection.request(method, question, json.dumps(body), headers)
             return connection, connection.getresponse()
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()

@@ -293,6 +293,7 @@ class Daemon:
             "started": datetime.fromtimestamp(self._since, UTC).isoformat(timespec="seconds"),
             "uptime_seconds": round(time.time() - self._since, 3),
             "ready": not reasons,
+            "draining": self.questions.is_draining(),
             "reasons": [{"part": part, "reason": reason} for part, reason in reasons],
             "config": {
                 "file": str(self._source.file) if self._source.file else None,

@@ -9,15 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-import pydantic
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from mycoproxy.agent.bodies import Body, checked, json_body
 from mycoproxy.agent.config import Config
 from mycoproxy.agent.logs import of_move
+from mycoproxy.agent.move_metrics import MoveMetrics, Seen
+from mycoproxy.agent.moved_connections import MovedConnections
+from mycoproxy.agent.operating import Operating
 from mycoproxy.agent.part import Agent, Part
 from mycoproxy.agent.peer_links import PeerLinks
 from mycoproxy.agent.questions import Rows
@@ -38,14 +42,9 @@ _LOOK = 0.2  # seconds between looks whether its reader is still there
 
 MoveName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 Pid = Annotated[int, Field(ge=1, le=1 << 22)]
-M = TypeVar("M", bound=BaseModel)
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OpenSource(_Body):
+class OpenSource(Body):
     """The workload is on this node."""
 
     role: Literal["source"]
@@ -57,7 +56,7 @@ class OpenSource(_Body):
     follow: Annotated[float, Field(ge=0, le=60)] = 0.2
 
 
-class OpenTarget(_Body):
+class OpenTarget(Body):
     """Its new place is on this node, and empty."""
 
     role: Literal["target"]
@@ -66,14 +65,14 @@ class OpenTarget(_Body):
     netns: str
 
 
-class Restored(_Body):
+class Restored(Body):
     """The copy is there and stands."""
 
     init_pid: Pid
     pids: Annotated[tuple[Pid, ...], Field(max_length=100_000)]
 
 
-class Answered(_Body):
+class Answered(Body):
     """An order was carried out, or was not."""
 
     answer: Answer
@@ -85,8 +84,9 @@ class Moving(Part):
 
     name: ClassVar[str] = "moves"
 
-    def __init__(self, links: PeerLinks) -> None:
+    def __init__(self, links: PeerLinks, connections: MovedConnections) -> None:
         self._links = links
+        self._connections = connections
         self._namespaces: NodeNamespaces
         self._journal: Journal
         self._moves: Moves
@@ -111,7 +111,13 @@ class Moving(Part):
             behind=config.namespaces.behind,
             limits=_limits(config),
         )
+        self._admit(config)
         self._links.handler = self._engine.handle
+        self._connections.is_quiet = lambda: not len(self._engine.entries)
+        metrics = MoveMetrics(agent.metrics.registry, self._seen)
+        self._engine.acts.ended += [self._connections.ended, metrics.ended]
+        operating = Operating(self._engine, config.state.directory, agent.questions.connections)
+        agent.questions.is_draining = lambda: self._engine.admission.draining
         agent.questions.moves.append(self._rows)
         agent.questions.routes += [
             web.post("/v1/moves", self._open),
@@ -121,8 +127,17 @@ class Moving(Part):
             web.post("/v1/moves/{move}/abort", self._abort),
             web.get("/v1/moves/{move}/orders", self._orders),
             web.post("/v1/moves/{move}/orders/{number}", self._answered),
+            *operating.routes,
         ]
         await self._engine.start()
+
+    async def reload(self, config: Config) -> None:
+        """Other limits for moves that begin from now on."""
+        self._admit(config)
+
+    def _admit(self, config: Config) -> None:
+        self._engine.admission.most_moves = config.limits.moves
+        self._engine.admission.most_connections = config.limits.connections
 
     async def stop(self) -> None:
         """The journal has what is under way: the next agent goes on with it."""
@@ -137,6 +152,19 @@ class Moving(Part):
             "looked_after": len(self._engine.caretaker.places),
             "translations_ended": self._engine.caretaker.removed,
         }
+
+    def _seen(self) -> Seen:
+        links = self._links.status()
+        return Seen(
+            under_way=Counter(entry.role for entry in self._engine.entries),
+            refused=self._engine.admission.refused | Counter(agreement=self._engine.acts.refused),
+            translations_ended=self._engine.caretaker.removed,
+            journal_bytes=self._journal.size(),
+            journal_failures=self._moves.unwritten,
+            peers_known=links["known"],
+            linked={"in": len(links.get("links_in", ())), "out": len(links.get("links_out", ()))},
+            draining=self._engine.admission.draining,
+        )
 
     async def _rows(self) -> Rows:
         return Rows(
@@ -156,14 +184,14 @@ class Moving(Part):
     # --- routes -----------------------------------------------------------------------------
 
     async def _open(self, request: web.Request) -> web.Response:
-        data = await _json(request)
+        data = await json_body(request)
         role = data.get("role")
         if role == "source":
-            source = _checked(OpenSource, data)
+            source = checked(OpenSource, data)
             with of_move(source.move):
                 await self._engine.open_source(SourcePlace(**source.model_dump(exclude={"role"})))
         elif role == "target":
-            target = _checked(OpenTarget, data)
+            target = checked(OpenTarget, data)
             with of_move(target.move):
                 await self._engine.open_target(TargetPlace(**target.model_dump(exclude={"role"})))
         else:
@@ -176,7 +204,7 @@ class Moving(Part):
         return web.json_response({})
 
     async def _restored(self, request: web.Request) -> web.Response:
-        body = _checked(Restored, await _json(request))
+        body = checked(Restored, await json_body(request))
         self._engine.restored(request.match_info["move"], body.init_pid, body.pids)
         return web.json_response({})
 
@@ -206,7 +234,7 @@ class Moving(Part):
         return response
 
     async def _answered(self, request: web.Request) -> web.Response:
-        body = _checked(Answered, await _json(request))
+        body = checked(Answered, await json_body(request))
         number = request.match_info["number"]
         if not number.isascii() or not number.isdigit():
             raise UsageError(f"the number of an order is wanted, found {number!r}")
@@ -242,24 +270,6 @@ async def _stream(
         pass
     finally:
         following.cancel()
-
-
-async def _json(request: web.Request) -> dict[str, Any]:
-    try:
-        data = await request.json()
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UsageError(f"a JSON object is wanted: {error}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"a JSON object is wanted, found {type(data).__name__}")
-    return data
-
-
-def _checked(model: type[M], data: dict[str, Any]) -> M:
-    try:
-        return model.model_validate(data)
-    except pydantic.ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5]]
-        raise UsageError("; ".join(problems)) from error
 
 
 def _limits(config: Config) -> Limits:

@@ -29,8 +29,9 @@ def parts_of(daemon: Daemon) -> list[Part]:
     The probes come first, so that they can say what is missing; the control socket last, so that
     whoever finds it finds everything.
     """
-    links = PeerLinks()
-    return [Probes(daemon.reasons), MovedConnections(), links, Moving(links), Control(daemon)]
+    links, connections = PeerLinks(), MovedConnections()
+    moving = Moving(links, connections)
+    return [Probes(daemon.reasons), connections, links, moving, Control(daemon)]
 
 
 def run_agent(source: Source, loaded: Loaded) -> int:

@@ -89,8 +89,8 @@ class Questions:
         """Moves that run, and the last ones that ended."""
         self.move_changes = Changes()
         """``publish({"event": ..., "move": id, ...})`` at each step of a move."""
-        self.drain: Callable[[], Awaitable[Row]] | None = None
-        """Takes all connections away from this node; answers what it has begun."""
+        self.is_draining: Callable[[], bool] = lambda: False
+        """May no move come here?"""
         self.routes: list[AbstractRouteDef] = []
         """``web.get("/v1/x", handler)``: authorised, bounded and counted as the others are."""
 

@@ -90,6 +90,10 @@ class Journal:
         self._files.clear()
         os.close(self._fd)
 
+    def size(self) -> int:
+        """Bytes that the files of open moves take."""
+        return sum(file.room for file in self._files.values())
+
     def open_moves(self) -> tuple[list[OpenMove], list[Path]]:
         """Every move that has a file, after a restart; and the files that are damaged and were
         set aside: nobody can say any more how their moves stand."""

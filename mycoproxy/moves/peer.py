@@ -33,8 +33,9 @@ class PeerPart:
         self._attach: Attach | None = None
         self._noted = 0
         self.changes: list[tuple[Path, Changes]] = []
-        """What was to be done in which namespace, and was not undone. Some of it may not have been:
-        connections that had ended by then."""
+        """What was to be done in which namespace, and was not undone."""
+        self.without: set[FourTuple] = set()
+        """Connections for which it was not done, since they had ended."""
         self._pods: dict[Path, LocalPeer] = {}
         self._workers: list[NamespaceWorker] = []
         self._host = LocalPeer(
@@ -77,6 +78,7 @@ class PeerPart:
         """See ``Peer``."""
         async with self._lock:
             await self._node.rehome(tasks, without)
+            self.without.update(without)
 
     async def lost_segments(self) -> Sequence[Segment]:
         """See ``Peer``."""

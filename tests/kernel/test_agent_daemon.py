@@ -91,6 +91,8 @@ class AgentProcess:
             "MYCOPROXY_PKI_DIRECTORY": str(self.directory / "pki"),
             "MYCOPROXY_STATE_DIRECTORY": str(self.directory / "run"),
             "MYCOPROXY_CONTROL_SOCKET": str(self.socket),
+            # Not those of others on this machine: what a dead agent left there is removed.
+            "MYCOPROXY_NAMESPACES_PODS": "/run/netns/mycoproxy-none-*",
             "NOTIFY_SOCKET": str(self.directory / "notify"),
             **more,
         }
@@ -241,9 +243,11 @@ def test_it_lists_the_connections_that_are_translated_in_its_namespaces(
             {
                 "namespace": str(pod.path),
                 "strategy": "translate",
+                "move": "",
                 "client": "10.0.0.9:40000",
                 "dialled": "10.0.0.1:6379",
                 "now": "10.0.1.1:6379",
+                "through": True,
             }
         ],
         "total": 1,

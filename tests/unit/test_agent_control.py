@@ -76,9 +76,9 @@ def test_what_is_not_there_yet_is_empty_or_refused(tmp_path: Path) -> None:
             assert await running.ask("/v1/moves") == (200, {"moves": [], "total": 0})
             status, answer = await running.ask("/v1/sessions")
             assert answer == {"sessions": [], "total": 0, "note": control.NO_SESSIONS}
-            status, answer = await running.ask("/v1/drain", "POST")
-            assert status == 409
-            assert answer["error"] == "nothing in this agent can be drained"
+            status, _ = await running.ask("/v1/drain", "POST")
+            assert status == 404
+            assert (await running.ask("/v1/status"))[1]["draining"] is False
 
     run(course())
 
