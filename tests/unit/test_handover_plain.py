@@ -113,6 +113,15 @@ def test_changes(changes: Changes) -> None:
     assert plain.changes_from_bytes(plain.changes_to_bytes(changes)) == changes
 
 
+def test_changes_of_an_agent_that_changed_addresses_only() -> None:
+    """In the journal that it left; the port stayed."""
+    name, new = FourTuple(Endpoint("10.0.0.1", 80), Endpoint("192.0.2.7", 4000)), "10.0.1.1"
+    changes = Changes([Move(name, Endpoint(new, 80))], {name: Endpoint(new, 80)}, {}, [], [], True)
+    columns = msgpack.unpackb(plain.changes_to_bytes(changes))
+    columns[1] = columns[3] = [new]
+    assert plain.changes_from_bytes(msgpack.packb(columns)) == changes
+
+
 def test_segments() -> None:
     name = connection(4000).four_tuple
     given_segments = [segment(name, flags=ACK, sequence=n, data=b"x" * n) for n in range(3)]

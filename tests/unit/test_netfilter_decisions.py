@@ -113,6 +113,9 @@ def test_an_untracked_connection_gets_an_entry_that_lasts() -> None:
     assert anchored.timeout > 24 * 3600
 
 
+ELSEWHERE = B._replace(port=B.port + 1)
+
+
 def _name(local: Endpoint, remote: Endpoint = CLIENT) -> FourTuple:
     return FourTuple(local, remote)
 
@@ -152,7 +155,15 @@ def test_mapped_addresses_are_translated_as_ipv4() -> None:
     assert compose({}, [Move(mapped, Endpoint("::ffff:10.0.1.1", 80))]) == {_name(A): B}
 
 
-@given(st.lists(st.sampled_from([A, B, C])))
+def test_a_port_may_change_with_the_address_and_alone() -> None:
+    once = compose({}, [Move(_name(A), ELSEWHERE)])
+    assert once == {_name(A): ELSEWHERE}
+    assert compose(once, [Move(_name(ELSEWHERE), B)]) == {_name(A): B}
+    assert compose(once, [Move(_name(B), C)]) == {_name(A): ELSEWHERE, _name(B): C}
+    assert compose(once, [Move(_name(ELSEWHERE), A)]) == {}
+
+
+@given(st.lists(st.sampled_from([A, B, C, ELSEWHERE])))
 def test_any_journey_is_one_translation_and_can_be_undone(stops: list[Endpoint]) -> None:
     translations: dict[FourTuple, Endpoint] = {}
     here, moves = A, []
