@@ -78,10 +78,24 @@ class Faults:
                 if not self._result.is_good:
                     break  # what comes after it would say the same
             else:
+                self._last()
+            if self._result.is_good:
                 self._judge.finish()
             self._judge.count_refusals()
         self._result.seconds = round(time.monotonic() - begin, 1)
         return self._result
+
+    def _last(self) -> None:
+        """After all that, a move that nothing happens to has to come about."""
+        self._judge.begin()
+        source = self._lab.pod(WORKLOAD).node
+        target = next(node for node in self._agents.nodes if node != source)
+        try:
+            asyncio.run(move_pod(self._lab, WORKLOAD, target, agents=self._agents))
+        except MycoError as error:
+            self._judge.tell("all", [f"a move without a fault failed: {error}"])
+        else:
+            self._judge.look("all")
 
     def _one(self, number: int, fault: Fault) -> None:
         """A move with this fault; more than one if it does not come to the fault's step."""
