@@ -2,7 +2,6 @@
 
 import contextlib
 import grp
-import http.client
 import json
 import os
 import shutil
@@ -12,24 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Network, Node
+from agent_process import COMMAND, WITHIN, AgentProcess, wait_for
+from conftest import Network
 
 from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.netfilter.nft import Nft
 from mycoproxy.netfilter.translate import Move, Translate
-from mycoproxy.pki.authority_directory import AuthorityDirectory
 
 pytestmark = pytest.mark.root
 
-WITHIN = 20.0  # seconds, for whatever is waited for
 NOBODY = 65534
-COMMAND = [sys.executable, "-c", "from mycoproxy.cli import main; main(prog_name='mycoproxy')"]
-
 # An agent with one part more: a slow question, a slow start, or an end that never comes.
 WITH_A_PART = """
 import asyncio, os, sys
@@ -62,106 +58,6 @@ main()
 """
 
 
-class AgentProcess:
-    """An agent whose files are in a directory that everybody may look into."""
-
-    def __init__(self, node: Node, directory: Path) -> None:
-        self.node = node
-        self.directory = directory
-        self.file = directory / "agent.toml"
-        self.socket = directory / "run" / "agent.sock"
-        self.log = directory / "log"
-        self.config('[log]\nformat = "json"\n')
-        authority = AuthorityDirectory.create(directory / "authority", cluster="lab")
-        authority.issue("alpha", directory / "pki")
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notify.bind(str(directory / "notify"))
-        self._notify.settimeout(WITHIN)
-        self.processes: list[subprocess.Popen[str]] = []
-
-    def config(self, text: str) -> None:
-        self.file.write_text(text)
-
-    def environment(self, **more: str) -> dict[str, str]:
-        usual = {name: value for name, value in os.environ.items() if "MYCOPROXY" not in name}
-        return {
-            **usual,
-            "MYCOPROXY_CONFIG": str(self.file),
-            "MYCOPROXY_NODE_NAME": "alpha",
-            "MYCOPROXY_PKI_DIRECTORY": str(self.directory / "pki"),
-            "MYCOPROXY_STATE_DIRECTORY": str(self.directory / "run"),
-            "MYCOPROXY_CONTROL_SOCKET": str(self.socket),
-            # Not those of others on this machine: what a dead agent left there is removed.
-            "MYCOPROXY_NAMESPACES_PODS": "/run/netns/mycoproxy-none-*",
-            "NOTIFY_SOCKET": str(self.directory / "notify"),
-            **more,
-        }
-
-    def spawn(self, command: Sequence[str] = COMMAND, **environment: str) -> subprocess.Popen[str]:
-        """Start an agent, in the node's namespace; its log goes to the file."""
-        with self.log.open("a") as log:
-            process = self.node.call(
-                lambda: subprocess.Popen(
-                    [*command, "agent"],
-                    env=self.environment(**environment),
-                    stderr=log,
-                    text=True,
-                )
-            )
-        self.processes.append(process)
-        return process
-
-    def start(self, command: Sequence[str] = COMMAND, **environment: str) -> subprocess.Popen[str]:
-        """The same, and wait until it is ready."""
-        process = self.spawn(command, **environment)
-        self.told("READY=1")
-        return process
-
-    def told(self, wanted: str) -> None:
-        """Wait for a word to systemd."""
-        while wanted not in self._notify.recv(4096).decode().splitlines():
-            pass
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command that asks the agent."""
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=WITHIN,
-            check=False,
-        )
-
-    def json(self, *arguments: str) -> Any:
-        result = self.run(*arguments, "--json")
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout)
-
-    def get(self, path: str) -> tuple[int, str]:
-        """From the metrics' port."""
-
-        def ask() -> tuple[int, str]:
-            connection = http.client.HTTPConnection("127.0.0.1", 7421, timeout=WITHIN)
-            with contextlib.closing(connection):
-                connection.request("GET", path)
-                response = connection.getresponse()
-                return response.status, response.read().decode()
-
-        return self.node.call(ask)
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The log, all of which is JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    def close(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait(WITHIN)
-        self._notify.close()
-
-
 @pytest.fixture
 def agent(network: Network) -> Iterator[AgentProcess]:
     """Not started yet. Whatever was started is gone afterwards."""
@@ -173,13 +69,6 @@ def agent(network: Network) -> Iterator[AgentProcess]:
     finally:
         made.close()
         shutil.rmtree(directory)
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {WITHIN:g} s"
-        time.sleep(0.01)
 
 
 def test_it_answers_commands_probes_and_prometheus_and_ends_as_told(agent: AgentProcess) -> None:
