@@ -11,12 +11,11 @@ conntrack (EEXIST), and ends the move with everything as it was.
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from mycoproxy.addresses import Endpoint, FourTuple, wire_address
+from mycoproxy.addresses import Endpoint, FourTuple
 from mycoproxy.handover.routes import moved_address
 from mycoproxy.netfilter.anchor import Anchors
 from mycoproxy.netfilter.anchor_ports import LEAST_PORT, MOST_PORT, choose_ports
 from mycoproxy.netfilter.conntrack import Conntrack
-from mycoproxy.netfilter.elements import on_the_wire
 from mycoproxy.netfilter.translate import Translate, present_name
 from mycoproxy.sockdiag import SocketLookup
 
@@ -45,7 +44,8 @@ class Anchoring:
     ) -> dict[FourTuple, Endpoint]:
         """What the workload's packets have to go to if ``wanted`` are anchored here.
 
-        Those that cannot be are left out. ``connections``: all that move, some of them wanted.
+        Those that cannot be are left out. ``connections``: all that move, some of them wanted, by
+        their names on the wire.
         ``addresses`` maps the workload's addresses to its new ones.
         """
         names = {}
@@ -58,9 +58,9 @@ class Anchoring:
             return {}
         self._taken |= {present_name(*one) for one in self._translate.list().items()}
         self._taken |= {
-            FourTuple(_moved(one.local, addresses), on_the_wire(one.remote))
+            FourTuple(_moved(one.local, addresses), one.remote)
             for one in connections
-            if wire_address(one.remote.address) in own_addresses
+            if one.remote.address in own_addresses
         }
         chosen = dict(zip(names, self._free([*names.values()]), strict=True))
         given = {connection: name for connection, name in chosen.items() if name is not None}
