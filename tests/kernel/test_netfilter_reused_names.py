@@ -36,7 +36,8 @@ from mycoproxy.netfilter.translate import Move, Translate
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
-PATHS = pytest.mark.parametrize("path", ["rebind", "anchor"])
+ANCHORS = ["anchor", "anchor with another port"]
+PATHS = pytest.mark.parametrize("path", ["rebind", *ANCHORS])
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 # nf_conntrack_tcp_timeout_time_wait; close, last_ack and the like are shorter
 LONGEST_REMAINDER_SECONDS = 120
@@ -91,8 +92,9 @@ def _moved(lab: Lab, path: str, version: int) -> Moved:
     server = lab.keep(listener.accept()[0])
     old = tuple_of(server)
     new = FourTuple(lab.endpoint("b", version), old.remote)
-    if path == "anchor":
-        new = new._replace(remote=_anchor(lab, version, old))
+    if path in ANCHORS:
+        port = old.remote.port + ANCHORS.index(path)
+        new = new._replace(remote=_anchor(lab, version, old, port))
     conntrack = lab.on("router", Conntrack)
     entry = lab.router.call(conntrack.find, [old]).get(old, untracked_entry(old))
     hold = Hold(lab.nft["router"], "rebind")
@@ -103,14 +105,14 @@ def _moved(lab: Lab, path: str, version: int) -> Moved:
     return Moved(client, moved, dialled, listener, new)
 
 
-def _anchor(lab: Lab, version: int, old: FourTuple) -> Endpoint:
-    """The router's own address is the client's at ``b``, where it is translated."""
+def _anchor(lab: Lab, version: int, old: FourTuple, port: int) -> Endpoint:
+    """The router's own address and ``port`` are the client's at ``b``, by translation there."""
     anchors = Anchors(lab.nft["router"])
     lab.router.call(anchors.install)
     address = lab.router.call(anchors.address_toward, lab.address["b", version])
     assert address is not None
     workload = FourTuple(local=old.remote, remote=lab.endpoint("b", version))
-    anchor = Endpoint(address, old.remote.port)
+    anchor = Endpoint(address, port)
     lab.b.call(Translate(lab.nft["b"]).add, [Move(workload, anchor)])
     return anchor
 
@@ -128,7 +130,8 @@ def test_the_old_address_is_reached_from_any_port(lab: Lab, version: int, path: 
 
 @VERSIONS
 @pytest.mark.parametrize(
-    ("path", "node"), [("rebind", "client"), ("rebind", "router"), ("anchor", "router")]
+    ("path", "node"),
+    [("rebind", "client"), ("rebind", "router"), *((path, "router") for path in ANCHORS)],
 )
 def test_the_new_address_is_reached_from_any_port(
     lab: Lab, version: int, path: str, node: str
@@ -144,11 +147,12 @@ def test_the_new_address_is_reached_from_any_port(
 
 
 @VERSIONS
+@pytest.mark.parametrize("path", ANCHORS)
 def test_a_client_that_has_the_name_of_its_anchored_connection_is_refused_and_told(
-    lab: Lab, version: int
+    lab: Lab, version: int, path: str
 ) -> None:
     """To the workload's socket it still has the address from which it dials the new place."""
-    moved = _moved(lab, "anchor", version)
+    moved = _moved(lab, path, version)
     listener = lab.listen("b", version)
     with pytest.raises(ConnectionRefusedError):
         _dial(lab, "client", lab.address["b", version], from_port=moved.port)
@@ -200,10 +204,11 @@ def test_an_entry_ends_soon_after_its_connection(
 
 
 @VERSIONS
+@pytest.mark.parametrize("path", ANCHORS)
 def test_the_workloads_own_translation_goes_with_an_anchored_connection(
-    lab: Lab, version: int
+    lab: Lab, version: int, path: str
 ) -> None:
-    moved = _moved(lab, "anchor", version)
+    moved = _moved(lab, path, version)
     still = _dial(lab, "client", moved.dialled)
     accepted = lab.keep(moved.listener.accept()[0])
 
