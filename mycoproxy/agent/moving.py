@@ -19,6 +19,7 @@ from pydantic import Field
 from mycoproxy.agent.bodies import Body, checked, json_body
 from mycoproxy.agent.config import Config
 from mycoproxy.agent.logs import of_move
+from mycoproxy.agent.move_history import MoveHistory
 from mycoproxy.agent.move_metrics import MoveMetrics, Seen
 from mycoproxy.agent.moved_connections import MovedConnections
 from mycoproxy.agent.operating import Operating
@@ -118,6 +119,11 @@ class Moving(Part):
         self._engine.acts.ended += [self._connections.ended, metrics.ended]
         operating = Operating(self._engine, config.state.directory, agent.questions.connections)
         agent.questions.is_draining = lambda: self._engine.admission.draining
+        self._history = MoveHistory(
+            self._moves, agent.questions.move_changes, name_of=self._engine.name_of
+        )
+        self._engine.acts.over.append(self._history.over)
+        self._engine.acts.stepped.append(self._history.step)
         agent.questions.moves.append(self._rows)
         agent.questions.routes += [
             web.post("/v1/moves", self._open),
@@ -156,7 +162,7 @@ class Moving(Part):
     def _seen(self) -> Seen:
         links = self._links.status()
         return Seen(
-            under_way=Counter(entry.role for entry in self._engine.entries),
+            under_way=Counter(one["role"] for one in self._engine.under_way()),
             refused=self._engine.admission.refused | Counter(agreement=self._engine.acts.refused),
             translations_ended=self._engine.caretaker.removed,
             journal_bytes=self._journal.size(),
@@ -167,19 +173,7 @@ class Moving(Part):
         )
 
     async def _rows(self) -> Rows:
-        return Rows(
-            [
-                {
-                    "move": self._engine.name_of(one.move),
-                    "id": str(one.move),
-                    "role": one.role,
-                    "phase": one.phase,
-                    "doing": one.doing.value if one.doing else "",
-                    "missing": list(one.missing),
-                }
-                for one in self._moves.status()
-            ]
-        )
+        return Rows(self._history.rows())
 
     # --- routes -----------------------------------------------------------------------------
 

@@ -74,15 +74,7 @@ class Operating:
 
     async def _answer(self) -> Row:
         """What hangs on this node: moves, and connections that pass through it."""
-        moves = [
-            {
-                "move": entry.name,
-                "id": "" if entry.id is None else str(entry.id),
-                "role": entry.role,
-                "source": entry.source,
-            }
-            for entry in self._engine.entries
-        ]
+        moves = self._engine.under_way()
         found = await ask(self._connections)
         through = [row for row in found.rows if row.get("through")]
         answer: dict[str, Any] = {

@@ -61,6 +61,10 @@ class Acts:
         self.ended: list[Callable[[Entry, bool], None]] = []
         """Called for each move that had begun and is over, and whether it moved; ahead of the end
         of its part."""
+        self.over: list[Callable[[MoveId, bool], None]] = []
+        """Called for each move, ahead of that, also for one that has no part here."""
+        self.stepped: list[Callable[[], None]] = []
+        """Called whenever moves may have gone on."""
         self.refused = 0
         """Messages of the agreement that were not for their senders to say."""
         self._acting: dict[MoveId, asyncio.Task[None]] = {}
@@ -105,10 +109,14 @@ class Acts:
                 case Do(move, act):
                     self._begin(move, act)
                 case Over(move, live):
+                    for tell in self.over:
+                        tell(move, live)
                     self._background.spawn(self._end(move, live=live))
                 case Refuse(node, reason):
                     self.refused += 1
                     log.warning("refused what %s said: %s", node, reason)
+        for look in self.stepped:
+            look()
 
     async def close(self, entry: Entry) -> None:
         """Its part has ended, or has not begun."""

@@ -191,6 +191,20 @@ class Engine:
 
     # --- what a person asks ---------------------------------------------------------------
 
+    def under_way(self) -> list[dict[str, str]]:
+        """Every move that is open or was opened here: its name, ``id`` if it has begun, ``role``,
+        and the node that it comes from (``source``)."""
+        roles = {(entry.source, entry.name, entry.id): entry.role for entry in self.entries}
+        roles |= {
+            (one.move.source, str(one.move), one.move): one.role
+            for one in self._moves.status()
+            if self.entries.of(one.move) is None
+        }
+        return [
+            {"move": name, "id": str(move or ""), "role": role, "source": source}
+            for (source, name, move), role in roles.items()
+        ]
+
     def resolve(self, move: str, *, live: bool) -> None:
         """Decide for this node, whose doubt nobody else can end. ``move``: its name, or its id.
 
