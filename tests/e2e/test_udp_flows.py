@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from migrate.machine.report import MoveReport
 from mycoproxy.handover import HandoverError, LocalTarget
 from mycoproxy.namespaces import NamespaceWorker
 from netlab import inventory, services, topology
+from netlab.agents import LabAgents
 from netlab.lab import Lab, running
 from netlab.moving import _settle as settle
 from netlab.moving import move_pod
@@ -37,9 +39,10 @@ FAMILIES = (4, 6)
 class UdpLab:
     """The lab ``kube-service`` with a workload that speaks UDP, behind Services for UDP."""
 
-    def __init__(self, lab: Lab, logs: Path) -> None:
+    def __init__(self, lab: Lab, logs: Path, agents: LabAgents | None) -> None:
         self.lab = lab
         self.logs = logs
+        self.agents = agents
         self.reports: list[MoveReport] = []
         self._workers: dict[str, NamespaceWorker] = {}
         self._sockets: list[socket.socket] = []
@@ -107,7 +110,10 @@ class UdpLab:
             if step == "dump" and frozen is not None:
                 frozen()
 
-        report = asyncio.run(move_pod(self.lab, WORKLOAD, node, logs=self.logs, progress=progress))
+        moving = move_pod(
+            self.lab, WORKLOAD, node, logs=self.logs, progress=progress, agents=self.agents
+        )
+        report = asyncio.run(moving)
         self.reports.append(report)
         return report
 
@@ -147,12 +153,19 @@ class UdpLab:
             worker.close()
 
 
-@pytest.fixture
-def udp(lab_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UdpLab]:
+@pytest.fixture(params=["mover", "agents"])
+def udp(
+    request: pytest.FixtureRequest,
+    lab_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[UdpLab]:
+    """Twice: what one process does with all namespaces, the agents of the nodes do as well."""
     wanted = topology.load(Path("kube-service")).model_dump(mode="json")
     next(pod for pod in wanted["pods"] if pod["name"] == WORKLOAD)["image"] = "datagrams"
-    with running(topology.Topology.model_validate(wanted), lab_name) as lab:
-        made = UdpLab(lab, tmp_path)
+    with running(topology.Topology.model_validate(wanted), lab_name) as lab, ExitStack() as stack:
+        agents = stack.enter_context(LabAgents(lab)) if request.param == "agents" else None
+        made = UdpLab(lab, tmp_path, agents)
         monkeypatch.setattr("netlab.moving._settle", made.settle)
         try:
             yield made
@@ -470,6 +483,7 @@ def test_a_caller_that_its_node_masqueraded_has_another_address_and_it_is_said(
     assert "another address" in remark
 
 
+@pytest.mark.parametrize("udp", ["mover"], indirect=True)
 def test_a_move_that_is_undone_loses_no_datagram(
     udp: UdpLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

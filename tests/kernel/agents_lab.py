@@ -20,6 +20,7 @@ from mycoproxy.moves.driver import Answer, Channel, Order
 from mycoproxy.moves.engine import Engine
 from mycoproxy.moves.limits import Limits
 from mycoproxy.moves.namespaces import NodeNamespaces
+from mycoproxy.moves.node_datagrams import NodeDatagrams
 from mycoproxy.moves.peer import PeerPart
 from mycoproxy.moves.source import SourcePart, SourcePlace
 from mycoproxy.moves.target import TargetPart, TargetPlace
@@ -64,7 +65,8 @@ class WatchedEngine(Engine):
 
     def parts(self) -> list[Any]:
         """Those that may have descriptors open."""
-        return [*(entry.part for entry in self.entries), *self.closing]
+        datagrams = self._requests.datagrams.parts
+        return [*(entry.part for entry in self.entries), *self.closing, *datagrams]
 
     async def handle(self, *arguments: Any) -> Any:
         if self.dead:
@@ -160,6 +162,10 @@ def drop(part: Any) -> None:
         case SourcePart():
             _drop(part._local, "_tap", "_waiting", "_sockets", "_nft")
             drop(part._home)
+            drop(part.datagrams.home)
+            if (task := part.datagrams._task) is not None:
+                task.cancel()
+            part.datagrams._source.close()
         case TargetPart():
             if (collecting := part._local._collecting) is not None:
                 collecting.result().close()
@@ -168,6 +174,13 @@ def drop(part: Any) -> None:
         case PeerPart():
             for peer in (part._host, *part._pods.values()):
                 _drop(peer, "_tap", "_nft", "_conntrack", "_sockets")
+        case NodeDatagrams():
+            if (opened := part._opened) is not None:
+                for place in (opened._host, *opened._pods):
+                    if place.flows is not None:
+                        place.flows._conntrack.close()
+            for worker in part._workers.values():
+                worker.close()
 
 
 def _drop(local: Any, *names: str) -> None:
