@@ -124,6 +124,8 @@ class MovedConnections(Part):
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK if remaining else None):
                     left = await self._left.get()
+            if left is None and not self.is_quiet():
+                continue  # a handover has better uses for the time
             try:
                 if left is not None:
                     async with self._asking:
