@@ -182,6 +182,10 @@ class Acts:
             log.error("%s: cannot %s: %s", move, act.action.value, error)  # noqa: TRY400
             outcome = Outcome.FAILED
             self._note_failure(move, error)
+        except Exception as error:  # ours, and no reason to let all others wait
+            log.exception("%s: cannot %s", move, act.action.value)
+            outcome = Outcome.FAILED
+            self._note_failure(move, error)
         self.carry_out(self._moves.report(move, act.action, outcome))
 
     def _note_failure(self, move: MoveId, error: Exception) -> None:

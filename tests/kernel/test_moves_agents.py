@@ -3,15 +3,18 @@
 import asyncio
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import agents_lab
 import pytest
-from agents_lab import AgentsLab
+from agents_lab import SECONDS, AgentsLab
 from handover_lab import family
 from tcp_lab import DEADLINE, receive_exactly
 
 from mycoproxy.moves.driver import Answer
+from mycoproxy.moves.peer import PeerPart
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -79,6 +82,32 @@ def test_agents_hand_over(lab: AgentsLab) -> None:
 def test_a_copy_that_dies_gives_the_workload_back(lab: AgentsLab) -> None:
     clients = Clients(lab)
     lab.resume_answer = Answer.DEAD
+
+    async def scenario() -> None:
+        async with lab:
+            assert not await lab.hand_over()
+            await lab.until_settled()
+
+    asyncio.run(scenario())
+    assert lab.driven.source_goes_on
+    clients.assert_served()
+
+
+@pytest.mark.parametrize("name", ["b", "c"])
+@pytest.mark.parametrize("lab", [4], indirect=True)
+def test_an_error_of_ours_in_an_agent_is_a_no_and_nobody_waits_for_its_vote(
+    lab: AgentsLab, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents_lab, "QUICK", replace(agents_lab.QUICK, votes=2 * SECONDS))
+    clients = Clients(lab)
+    rehome = PeerPart.rehome
+
+    async def spoilt(part: PeerPart, *arguments: Any) -> None:
+        if part.name == name:
+            raise TypeError("this cannot be")
+        await rehome(part, *arguments)
+
+    monkeypatch.setattr(PeerPart, "rehome", spoilt)
 
     async def scenario() -> None:
         async with lab:
