@@ -68,6 +68,11 @@ class AgentClient:
         """Begin to read them."""
         self._reading = asyncio.create_task(self._read())
 
+    @property
+    def follows(self) -> bool:
+        """Whether the agent knows of the move, so that it may have orders."""
+        return self._reading is not None
+
     async def order(self, *wanted: str) -> str:
         """Wait for one of these orders; "" if the agent knows nothing of the move any more."""
         async with self._changed:
@@ -193,6 +198,10 @@ class AgentMove:
                 if self.handing is not None:
                     with contextlib.suppress(MycoError):
                         self.report = (await self.handing)["report"]
+                elif self.source.follows:
+                    with contextlib.suppress(MycoError):  # given up already
+                        await self.source.post(f"/{self.what.move}/abort")
+                if self.source.follows:
                     await asyncio.wait(settling)
         except TimeoutError:
             pass  # the agents have it in their journals, and end it when they can
