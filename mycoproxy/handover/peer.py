@@ -161,19 +161,23 @@ class LocalPeer:
         return offers
 
     async def stage(self, tasks: Sequence[Task]) -> None:
-        """See ``Peer``."""
-        self._staged = tasks, await self._noted_changes(tasks)
+        """See ``Peer``. Entries under new names are there from now on: nothing has them yet."""
+        changes = await self._noted_changes(tasks)
+        await self._worker.run(self._admit, changes.added)
+        self._staged = tasks, changes
 
     async def rehome(self, tasks: Sequence[Task], without: Collection[FourTuple] = ()) -> None:
         """See ``Peer``."""
         (staged, changes), self._staged = self._staged, _NOTHING_STAGED
-        if without:
+        if changes is not None and without:
             left = [task for task in staged if task.connection not in without]
-            changes = await self._worker.run(self._changes, left)
+            changes = await self._worker.run(self._left_of, changes, left)
         if changes is not None:
             await self._worker.run(self._apply, changes)
         if tasks:
-            await self._worker.run(self._apply, await self._noted_changes(tasks))
+            changes = await self._noted_changes(tasks)
+            await self._worker.run(self._apply, changes)
+            await self._worker.run(self._admit, changes.added)
 
     async def _noted_changes(self, tasks: Sequence[Task]) -> Changes:
         changes = await self._worker.run(self._changes, tasks)
@@ -219,9 +223,21 @@ class LocalPeer:
             self._moves += changes.moves
         if changes.replaced:
             self._rebind(changes.replaced)
-        if changes.added:
-            self._rebound += admit(self._conntrack, changes.added)
         self._obsolete += changes.obsolete
+
+    def _admit(self, entries: Sequence[ConntrackEntry]) -> None:
+        if entries:
+            self._rebound += admit(self._conntrack, entries)
+
+    def _left_of(self, changes: Changes, tasks: Sequence[Task]) -> Changes:
+        """The changes of these tasks, which are what is left of those of ``changes``."""
+        left = self._changes(tasks)
+        gone = {Rebound(None, entry) for entry in changes.added} - {
+            Rebound(None, entry) for entry in left.added
+        }
+        self._conntrack.delete([one.new for one in gone])
+        self._rebound = [one for one in self._rebound if one not in gone]
+        return left
 
     def _replaced(self, task: Task) -> Rebound:
         old = self._entry(task.connection)

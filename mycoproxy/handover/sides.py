@@ -168,7 +168,8 @@ class Peer(Protocol):
         """
 
     async def stage(self, tasks: Sequence[Task]) -> None:
-        """Make ready for a ``rehome`` that will do these; changes nothing. All were surveyed.
+        """Make ready for a ``rehome`` that will do these. No packet meets any of it: at most names
+        that nothing has yet are made known. All were surveyed.
 
         Ahead of the handover, like ``survey``.
         """
