@@ -33,9 +33,12 @@ class LocalDatagramSource:
 
     async def collect(self) -> Sequence[DatagramEnd]:
         """See ``DatagramSource``."""
+        return await self._worker.run(self._collect)
+
+    def _collect(self) -> Sequence[DatagramEnd]:
         before = {_inode(one): one.dropped for one in self._sockets}
-        self.close()
-        self._sockets = await self._worker.run(take_datagram_sockets, self._tasks())
+        self._close()
+        self._sockets = take_datagram_sockets(self._tasks())
         for one in self._sockets:
             one.dropped = before.get(_inode(one), one.dropped)
         return [
@@ -58,8 +61,11 @@ class LocalDatagramSource:
         counted = {one.local: one.drops() for one in self._sockets}
         return {local: count for local, count in counted.items() if count}
 
-    def close(self) -> None:
-        """Close the duplicates."""
+    async def close(self) -> None:
+        """Close the duplicates, also of a ``collect`` that was given up."""
+        await self._worker.run(self._close)
+
+    def _close(self) -> None:
         sockets, self._sockets = self._sockets, []
         for one in sockets:
             one.sock.close()

@@ -68,8 +68,8 @@ class LocalDatagramPeer:
     async def add(self, pod: NamespaceWorker) -> None:
         """One more pod of this node; prepares it."""
         place = _Place(pod)
+        self._pods.append(place)  # to be closed, also if this is given up
         await pod.run(place.prepare)
-        self._pods.append(place)
 
     async def prepare(self) -> None:
         """Open what the survey needs."""

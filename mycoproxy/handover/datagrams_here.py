@@ -87,7 +87,7 @@ class LocalDatagrams:
 
     async def close(self) -> None:
         """Close it again."""
-        self._source.close()
+        await self._source.close()
         for peer in self._peers:
             await peer.close()
 

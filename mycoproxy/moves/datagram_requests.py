@@ -87,11 +87,12 @@ class DatagramRequests:
 
     async def close(self, peer: str, name: str) -> None:
         """The move has ended."""
-        part = self._parts.pop((peer, name), None)
+        part = self._parts.get((peer, name))
         if part is not None:
             try:
                 await part.close()
             finally:
+                self._parts.pop((peer, name), None)
                 for path in part.paths:
                     self._look_after(path)
 

@@ -84,8 +84,10 @@ class NodeDatagrams:
             await here.lead(tasks)
 
     async def close(self) -> None:
-        """Close what was opened. What is led stays led."""
+        """Close what was opened. What is led stays led. May be called again."""
         async with self._lock:
+            if self._closed:
+                return
             self._closed = True
             if self._opened is not None:
                 await self._opened.close()
@@ -101,8 +103,8 @@ class NodeDatagrams:
             self._workers[path] = worker
             opened = LocalDatagramPeer(self.name, worker, behind=self._behind)
             opened.known_behind = await self._namespaces.addresses()
+            self._opened = opened  # to be closed, also if this is given up
             await opened.prepare()
-            self._opened = opened
         return self._opened
 
     async def _add(self, here: LocalDatagramPeer, pods: Sequence[Path]) -> None:

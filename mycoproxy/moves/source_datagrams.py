@@ -91,7 +91,7 @@ class SourceDatagrams:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        self._source.close()
+        await self._source.close()
         await self._home.close()
 
     async def _run(self) -> None:

@@ -43,6 +43,8 @@ class WatchedEngine(Engine):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.closing: list[Any] = []
+        self.led: list[NodeDatagrams] = []
+        self._requests.datagrams._make = self._make_datagrams
         self._carry_out, self._close = self.acts.carry_out, self.acts.close
         self.acts.carry_out = self._watched  # type: ignore[method-assign]
         self.acts.close = self._closing  # type: ignore[method-assign]
@@ -65,8 +67,11 @@ class WatchedEngine(Engine):
 
     def parts(self) -> list[Any]:
         """Those that may have descriptors open."""
-        datagrams = self._requests.datagrams.parts
-        return [*(entry.part for entry in self.entries), *self.closing, *datagrams]
+        return [*(entry.part for entry in self.entries), *self.closing, *self.led]
+
+    def _make_datagrams(self, workload: Path | None) -> NodeDatagrams:
+        self.led.append(self._parts.datagrams(workload))
+        return self.led[-1]
 
     async def handle(self, *arguments: Any) -> Any:
         if self.dead:
@@ -165,7 +170,7 @@ def drop(part: Any) -> None:
             drop(part.datagrams.home)
             if (task := part.datagrams._task) is not None:
                 task.cancel()
-            part.datagrams._source.close()
+            _call(part.datagrams._source, part.datagrams._source._close)
         case TargetPart():
             if (collecting := part._local._collecting) is not None:
                 collecting.result().close()
@@ -189,6 +194,10 @@ def _drop(local: Any, *names: str) -> None:
             if (thing := getattr(local, name, None)) is not None:
                 thing.close()
 
+    _call(local, close)
+
+
+def _call(local: Any, close: Callable[[], None]) -> None:
     with contextlib.suppress(RuntimeError):  # it has been closed by its own rules
         local._worker.call(close)  # after what it is still doing
 
