@@ -46,8 +46,11 @@ class LocalNode:
         if self._find is not None:
             await self._find({wire_address(one.remote.address) for one in connections})
         offers = [*await self._host.survey(connections, addresses, home=home)]
+        # A client behind NAT knows its connection by another name; by this one it may have another.
+        behind_nat = {offer.connection for offer in offers if offer.entry and offer.entry.has_nat}
+        unchanged = [one for one in connections if one not in behind_nat]
         for pod in self._pods:
-            theirs = [one for one in connections if pod.has_address(one.remote.address)]
+            theirs = [one for one in unchanged if pod.has_address(one.remote.address)]
             found = await pod.survey(theirs, addresses, home=False) if theirs else ()
             translating = [offer for offer in found if offer.path is Path.TRANSLATE]
             self._clients.update((offer.connection, pod) for offer in translating)
