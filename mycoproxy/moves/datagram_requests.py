@@ -101,7 +101,7 @@ class DatagramRequests:
             raise RequestError("role", "this node is not the target of that move")
         datagrams = entry.part.datagrams
         if what is Method.DATAGRAM_RESTORE:
-            await datagrams.expect(datagram_plain.ends_from_bytes(await body.read()))
+            datagrams.expect(datagram_plain.ends_from_bytes(await body.read()))
             return Reply()
         remarks = await datagrams.deliver(datagram_plain.datagrams_from_bytes(await body.read()))
         return Reply({"remarks": datagram_plain.remarks_to_plain(remarks)})

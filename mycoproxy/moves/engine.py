@@ -144,6 +144,7 @@ class Engine:
     async def collect(self, name: str) -> None:
         """The workload of ``name`` stands: find its connections, and begin the agreement."""
         entry, part = self.entries.own(name)
+        self.entries.collector.begin()
         await part.collect(lambda count: self.admission.connections(name, count))
         target = part.place.target
         peers = [node for node in part.involved if node != target]

@@ -14,6 +14,7 @@ from mycoproxy.addresses import FourTuple
 from mycoproxy.agreement import MoveId
 from mycoproxy.errors import UsageError
 from mycoproxy.handover import Task
+from mycoproxy.moves.collector import CollectorPause
 from mycoproxy.moves.peer import PeerPart
 from mycoproxy.moves.source import SourcePart
 from mycoproxy.moves.target import TargetPart
@@ -78,6 +79,7 @@ class Entries:
         self._by_name: dict[tuple[str, str], Entry] = {}
         self._by_id: dict[MoveId, Entry] = {}
         self._bound: dict[MoveId, asyncio.Future[Entry]] = {}
+        self.collector = CollectorPause()
 
     def __iter__(self) -> Iterator[Entry]:
         return iter([*self._by_name.values()])
@@ -102,6 +104,8 @@ class Entries:
         """It has ended."""
         if entry in self:
             del self._by_name[entry.source, entry.name]
+        if not self._by_name:
+            self.collector.end()
 
     def __contains__(self, entry: object) -> bool:
         return isinstance(entry, Entry) and self.get(entry.source, entry.name) is entry

@@ -39,7 +39,7 @@ class Method(Enum):
     DATAGRAM_LEAD = "datagrams.lead"
     """Lead flows to the new address. The workload lives there."""
     DATAGRAM_RESTORE = "datagrams.restore"
-    """To the target: the UDP sockets that the copy is to have; returns when it is live."""
+    """To the target: the UDP sockets that the copy is to have."""
     DATAGRAM_DELIVER = "datagrams.deliver"
     """To the target: datagrams for its sockets, and the first time: flows are led. Waits until it
     is live; returns ``remarks``."""

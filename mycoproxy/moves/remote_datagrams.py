@@ -22,8 +22,6 @@ _SURVEY: Final = 10.0
 _ASK: Final = 1.0
 _LEAD: Final = 2.0
 _DELIVER: Final = 2.0
-_MOVE: Final = 3600.0
-"""Longer than the rest of any move."""
 
 
 class RemoteDatagramPeer:
@@ -99,10 +97,10 @@ class RemoteDatagramTarget:
         self._expects = True
 
     async def restore(self, ends: Sequence[DatagramEnd]) -> Sequence[str]:
-        """See ``DatagramTarget``; it keeps them until then. Returns when connections have been let
-        live there: from then on flows can be led, and the tasks wait a little for that."""
+        """See ``DatagramTarget``; it keeps them until its connections live. Then the tasks wait a
+        little for flows to be led; remarks come with the answer to ``deliver``."""
         body = datagram_plain.ends_to_bytes(ends)
-        await self._ask(Method.DATAGRAM_RESTORE, body, _MOVE)
+        await self._ask(Method.DATAGRAM_RESTORE, body, _DELIVER)
         return ()
 
     async def deliver(self, datagrams: Sequence[Datagram]) -> None:

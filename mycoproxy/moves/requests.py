@@ -92,6 +92,7 @@ class Requests:
             return await self.datagrams.handle(what, peer, name, args, body)
         if entry is None:
             raise RequestError("unknown", f"{self.name} has no part in {name} of {peer}")
+        self._entries.collector.begin()
         if what is Method.SURVEY:
             return await self._survey(entry, args, body)
         self._bind(entry, args.get("id"))

@@ -76,7 +76,7 @@ class SourceDatagrams:
         self._stands.set()
 
     def lives(self) -> None:
-        """The workload runs on the target."""
+        """The connections are live on the target, and what they had lost is delivered."""
         self._lives.set()
 
     async def end(self) -> None:
@@ -102,8 +102,8 @@ class SourceDatagrams:
         await self._tried(self._all.collect())
         if not self._all.has_sockets:
             return
-        if not await self._until(self._lives, self._all.restore()):
-            await self._lives.wait()
+        await self._until(self._lives, self._all.restore())
+        await self._lives.wait()
         await self._tried(self._all.deliver())
         await self._tried(self._all.survey())
         await self._follow()

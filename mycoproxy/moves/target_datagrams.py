@@ -1,7 +1,7 @@
 """The target's part in the UDP flows of a move: its sockets, and a moment before its tasks run.
 
-When all connections have been let live, and before the tasks are, the source is told so: it leads
-the flows, and passes on what waits. A workload that speaks first then does so by a path that is
+When all connections have been let live, and before the tasks are, the source leads the flows, and
+passes on what waits. A workload that speaks first then does so by a path that is
 led already. Whoever is slow is not waited for: the tasks run after ``_PATIENCE``.
 """
 
@@ -38,10 +38,9 @@ class TargetDatagrams:
         """Have the connections been let live here?"""
         return self._released.is_set() and not self._given_up
 
-    async def expect(self, ends: Sequence[DatagramEnd]) -> None:
-        """The copy is to have these sockets. Returns when ``is_live``. Raises ``MycoError``."""
+    def expect(self, ends: Sequence[DatagramEnd]) -> None:
+        """The copy is to have these sockets."""
         self._ends = ends
-        await self._wait_live()
 
     async def before_tasks_run(self, init_pid: int, pids: Iterable[int]) -> None:
         """The connections live: make the sockets what they were, and give the source a moment.
