@@ -1,9 +1,11 @@
 """Leave repair mode: a captured connection goes on where it was, an established one goes live.
 
-Leaving sends a window probe. The peer answers it with what it has acknowledged so far, which
+Leaving can send a window probe. The peer answers it with what it has acknowledged so far, which
 settles the bytes that were sent and not acknowledged in one round trip. That is all the probe
 does: its sequence number is before the peer's window, so the peer looks neither at its
-acknowledgement nor at its window (``tcp_validate_incoming``, net/ipv4/tcp_input.c).
+acknowledgement nor at its window (``tcp_validate_incoming``, net/ipv4/tcp_input.c). A connection
+that has sent nothing that is not acknowledged goes live without one: a packet and its answer take
+four times as long as all the rest of it, and there may be thousands.
 """
 
 import socket
@@ -31,7 +33,7 @@ def resume(sock: socket.socket, state: TcpState | None = None) -> list[str]:
     """
     if state is not None and state.state is TcpConnectionState.CLOSE:
         return ended.restore(sock, state)
-    repair.leave(sock)
+    repair.leave(sock, probe=state is None or bool(state.send.sent))
     if state is not None and state.state is not TcpConnectionState.SYN_SENT:
         _remember_closed_window(sock, state)
     _set_reuse_address(sock, state is None or state.reuse_address)
@@ -64,7 +66,7 @@ def release(sock: socket.socket, state: TcpState) -> list[str]:
         round_trip.play(sock, state)
         closing.queue_acknowledged_fin(sock, state)
         # A FIN is answered like a probe. A second answer would find nobody any more, and be reset.
-        repair.leave(sock, probe=not state.fin_sent)
+        repair.leave(sock, probe=bool(state.send.sent) and not state.fin_sent)
         return _go_live(sock, state, state.send.unsent)
     except OSError as error:
         raise TcpError(f"cannot release {state.connection}: {error}") from error
