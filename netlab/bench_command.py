@@ -96,3 +96,55 @@ def tcp(*, count: int, connections: int, rate: float, twin: bool, as_json: bool)
         Console().print(table)
     if figures.get("differences"):
         raise SystemExit(1)
+
+
+@bench.command()
+@click.option(
+    "--connections",
+    type=click.IntRange(min=1, max=20_000),
+    default=1_000,
+    show_default=True,
+    help="Connections, half of them through a Service; rounded up to a multiple of 20.",
+)
+@click.option("--count", type=click.IntRange(min=1), default=6, show_default=True, help="Moves.")
+@click.option(
+    "--delay",
+    type=click.FloatRange(min=0, max=1000),
+    default=0.0,
+    show_default=True,
+    help="Milliseconds that every link takes, one way. Between two nodes there are two links.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def handover(*, connections: int, count: int, delay: float, as_json: bool) -> None:
+    """How long connections are held in a move by agents, with clients on five other nodes.
+
+    \b
+    netlab bench handover                        1,000 connections, six moves; 20 seconds
+    netlab bench handover --connections 10000 --count 4
+    netlab bench handover --delay 20             nodes that are 40 ms from each other
+
+    Seven nodes and their agents, real containers. The workload moves there and back under idle
+    connections; afterwards every one of them is used, and one that does not work is an error (exit
+    status 1).
+
+    \b
+    hold_to_release_ms   from the first packet that is held until the source has heard that the
+                         target has let go; parts_ms is where it goes
+    round_trip_ms        between two nodes, by --delay
+    led                  how many connections the nodes have led by each strategy, in the last move
+    """
+    require_root()
+    from netlab import bench_handover  # noqa: PLC0415
+
+    figures = bench_handover.measure(
+        connections, count, lambda text: click.echo(text, err=True), delay_ms=delay
+    )
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        click.echo(
+            f"{figures['connections']} connections of {figures['peers']} nodes, "
+            f"{figures['round_trip_ms']} ms from each other and back: held "
+            f"{figures['hold_to_release_ms']} ms (worst {figures['hold_to_release_worst_ms']}), "
+            f"frozen {figures['freeze_ms']} ms; {figures['parts_ms']}"
+        )
