@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mycoproxy.errors import MycoError
-from netlab.rehome_matrix import Matrix, Row
+from netlab.rehome_matrix import Matrix
+from netlab.rehome_rows import Row
 
 NAME = "rehome-matrix"
 MOVES = "beta"

@@ -46,6 +46,13 @@ _Result = TypeVar("_Result")
     help="rehome-matrix: the nodes to move to, one after the other, from alpha on "
     f"[default: {rehome.MOVES}].",
 )
+@click.option(
+    "--part",
+    default="1/1",
+    show_default=True,
+    metavar="N/M",
+    help="handover-faults: the N-th of M shares of a run, for labs that are up at the same time.",
+)
 @click.option("--keep", is_flag=True, help="rehome-matrix: leave the lab and its agents up.")
 @click.option("--no-plot", is_flag=True, help="Draw no picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -57,6 +64,7 @@ def run(
     out: Path | None,
     seed: int | None,
     moves: str | None,
+    part: str,
     keep: bool,
     no_plot: bool,
     as_json: bool,
@@ -93,7 +101,9 @@ def run(
         return
     progress = elapsed(lambda text: click.echo(text, err=True))
     if scenario == faults.NAME:
-        faults.run_faults(count=count, seed=seed, as_json=as_json, progress=progress)
+        faults.run_faults(
+            count=count, seed=seed, as_json=as_json, progress=progress, part=part, lab=name
+        )
         return
     if scenario == rehome.NAME:
         matrix = RehomeMatrix(

@@ -252,10 +252,13 @@ class Mover:
         collecting = asyncio.create_task(self._collect())
         try:
             async with asyncio.timeout(2 * deadline):
-                await self._dump_gate.go(options)
+                try:
+                    await self._dump_gate.go(options)
+                except (MycoError, TimeoutError) as error:
+                    raise MoveError(self._places.blame("dump", error)) from error
                 await collecting
-        except (MycoError, TimeoutError) as error:
-            raise MoveError(self._places.blame("dump", error)) from error
+        except TimeoutError as error:
+            raise MoveError("the connections were not found in time") from error
         finally:
             await asyncio.wait({collecting})
             if not collecting.cancelled():

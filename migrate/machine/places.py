@@ -9,6 +9,8 @@ from migrate.machine.plan import MovePlan
 
 # A CRIU log line that tells of a failure: ``(00.012345) Error (criu/files.c:1234): ...``.
 _ERROR = re.compile(r"^(?:\([0-9.]+\)\s*)?(?:pie: )?(?:\d+: )?Error \([^)]*\): (.*)$")
+# Without CAP_SYS_RESOURCE it goes on with the descriptors that it may have.
+_HARMLESS = "rlimit: Can't setup RLIMIT_NOFILE for self"
 
 
 class Places:
@@ -65,7 +67,5 @@ def first_error(log: Path) -> str | None:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return None
-    for line in lines:
-        if match := _ERROR.match(line):
-            return match[1]
-    return None
+    found = (match[1] for line in lines if (match := _ERROR.match(line)))
+    return next((one for one in found if not one.startswith(_HARMLESS)), None)

@@ -134,6 +134,19 @@ def _from_elsewhere() -> list[ClientPath]:
             from_port=_COMMON_PORT,
         ),
         ClientPath(
+            "pod-gamma-virtual-same-port",
+            "a pod on gamma through the Service, from the port of ...",
+            *("client-gamma", WORKLOAD, "virtual", "rebind"),
+            service="workload",
+            from_port=_COMMON_PORT,
+        ),
+        ClientPath(
+            "pod-gamma-address-same-port",
+            "... another one of its to the workload's address: NAT on gamma gives it another port",
+            *("client-gamma", WORKLOAD, "address", "rebind"),
+            from_port=_COMMON_PORT,
+        ),
+        ClientPath(
             "self-virtual",
             "the workload to itself through its Service: DNAT and masquerading on its node",
             *(WORKLOAD, WORKLOAD, "virtual", "carry"),

@@ -96,6 +96,7 @@ LOG = """\
         ("(00.1)      7: Error (criu/files.c:5): in a restored task\n", "in a restored task"),
         ("(00.1) Warn  (criu/x.c:1): Error in words only\n", None),
         ("", None),
+        ("(00.1) Error (criu/rlimit.c:14): rlimit: Can't setup RLIMIT_NOFILE for self\n", None),
     ],
 )
 def test_the_first_error_in_criu_s_log_is_the_cause(

@@ -13,14 +13,8 @@ from netlab.paths.clients import Connection
 from netlab.paths.end.stream import Report
 from netlab.paths.result import PathResult
 from netlab.paths.table import path
-from netlab.rehome_matrix import (
-    Moved,
-    RehomeMatrix,
-    judge_row,
-    pairs_of,
-    strategies,
-    strategy_of,
-)
+from netlab.rehome_matrix import RehomeMatrix
+from netlab.rehome_rows import Moved, judge_row, pairs_of, strategies, strategy_of
 
 MOVES = (Moved(10.0, 10.2, {0: "rebind"}), Moved(20.0, 20.4, {0: "translate"}))
 

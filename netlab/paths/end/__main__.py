@@ -164,6 +164,8 @@ class End:
         connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         hello = (wanted["connection"], wanted["opener_bytes"], wanted["acceptor_bytes"])
         if wanted["from_port"]:
+            # Another connection of it, to another address, may have that port too.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             connection.bind(("", wanted["from_port"]))
         stream = Stream(connection, hello=hello)
         self._add(stream, select.EPOLLOUT)
