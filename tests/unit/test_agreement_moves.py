@@ -324,7 +324,7 @@ def test_commands_that_come_too_late_are_refused(nodes: Nodes) -> None:
         nodes.moves["s"].enrol(move, {"q": 1})
     with pytest.raises(AgreementError, match="in no doubt"):
         nodes.moves["s"].resolve(move, live=True)
-    with pytest.raises(AgreementError, match="q takes no part in .*; these do: t, p"):
+    with pytest.raises(AgreementError, match=r"q takes no part in .*; these do: t, p"):
         nodes.moves["s"].gone(move, "q")
     nodes.carry("p", nodes.moves["p"].resolve(move, live=False))
     with pytest.raises(AgreementError, match="it is undoing here, where 'live' decides nothing"):
