@@ -42,7 +42,8 @@ class Job:
     async def wait(self, *, timeout: float) -> None:
         """Wait for its end. Raises ``RuncError`` with runc's reason if it failed."""
         try:
-            status = await asyncio.wait_for(self._process.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                status = await self._process.wait()
         except TimeoutError:
             await self.kill()
             raise RuncError(
@@ -59,7 +60,8 @@ class Job:
     async def end(self, *, timeout: float) -> None:
         """Wait for its end however it ends; kill it if it does not."""
         try:
-            await asyncio.wait_for(self._process.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._process.wait()
         except TimeoutError:
             await self.kill()
 
@@ -152,7 +154,8 @@ class Runc:
             stderr=subprocess.PIPE,
         )
         try:
-            _, errors = await asyncio.wait_for(process.communicate(), timeout)
+            async with asyncio.timeout(timeout):
+                _, errors = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -77,7 +77,8 @@ class LocalDatagrams:
         while not ended.is_set():
             await self.deliver()
             with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _FOLLOW_SECONDS)
+                async with asyncio.timeout(_FOLLOW_SECONDS):
+                    await ended.wait()
         await self.deliver()
         await self.count_drops()
 

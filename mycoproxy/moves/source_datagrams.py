@@ -69,7 +69,8 @@ class SourceDatagrams:
         """
         self._task = asyncio.get_running_loop().create_task(self._run())
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._surveyed.wait(), _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):
+                await self._surveyed.wait()
 
     def stands(self) -> None:
         """The tasks stand, and the connections have been looked at."""
@@ -117,7 +118,8 @@ class SourceDatagrams:
             await self._tried(self._all.deliver())
             seconds = _FOLLOW if loop.time() < begin + _LONG else _FOLLOW_LATER
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ends.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._ends.wait()
 
     async def _until(self, event: asyncio.Event, step: Coroutine[Any, Any, None]) -> bool:
         """Do it, but no longer than until ``event``. Returns whether it was done."""

@@ -150,7 +150,8 @@ class TranslationLifetimes:
         loop.add_reader(self.fileno(), self._woken.set)
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), max(0.0, seconds))
+                async with asyncio.timeout(max(0.0, seconds)):
+                    await self._woken.wait()
         finally:
             self._woken.clear()
             loop.remove_reader(self.fileno())

@@ -234,6 +234,7 @@ async def _open(connection: CheckedConnection, options: CheckerOptions, tally: T
 async def _until(lifetime: Lifetime, condition: Callable[[], bool]) -> None:
     while not lifetime.stopping.is_set() and not condition():
         try:
-            await asyncio.wait_for(lifetime.stopping.wait(), _STEP_SECONDS)
+            async with asyncio.timeout(_STEP_SECONDS):
+                await lifetime.stopping.wait()
         except TimeoutError:
             continue

@@ -265,7 +265,8 @@ async def _end(child: asyncio.subprocess.Process) -> None:
     if child.returncode is None:
         child.terminate()
         try:
-            await asyncio.wait_for(child.wait(), 2)
+            async with asyncio.timeout(2):
+                await child.wait()
         except TimeoutError:
             child.kill()
     await child.wait()
