@@ -29,6 +29,7 @@ class ClientPath:
     address, which leads to ``entry``, the acceptor's own address, or loopback. ``seen_as`` is the
     node whose address the acceptor sees, because it masquerades; None: the opener's own address.
     ``from_port``: the opener comes from it, or one of the next five; None: from any.
+    ``port_is_taken``: by a row before it, so that NAT lets the acceptor see another one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ClientPath:
     entry: str | None = None
     seen_as: str | None = None
     from_port: int | None = None
+    port_is_taken: bool = False
 
     @property
     def client(self) -> str:
@@ -145,6 +147,7 @@ def _from_elsewhere() -> list[ClientPath]:
             "... another one of its to the workload's address: NAT on gamma gives it another port",
             *("client-gamma", WORKLOAD, "address", "rebind"),
             from_port=_COMMON_PORT,
+            port_is_taken=True,
         ),
         ClientPath(
             "self-virtual",
