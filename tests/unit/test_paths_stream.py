@@ -202,9 +202,11 @@ def test_rows_have_names_of_their_own_and_places_that_are_in_the_topology() -> N
             assert kube.service(row.service).pod == row.acceptor
 
 
-def test_hosts_come_from_one_port_but_no_host_twice() -> None:
-    pairs = [(row.opener, row.from_port) for row in PATHS if row.from_port is not None]
-    assert len(set(pairs)) == len(pairs) > len({port for _, port in pairs})
+def test_rows_come_from_one_port_but_none_dials_what_another_one_does_from_there() -> None:
+    rows = [row for row in PATHS if row.from_port is not None]
+    pairs = [(row.opener, row.dials, row.from_port) for row in rows]
+    assert len(set(pairs)) == len(pairs) > len({port for *_, port in pairs})
+    assert not any(row.port_is_taken for row in PATHS if row not in rows)
     ports = [
         Connection(0, path("routed-same-port"), family, activity).from_port
         for family in (4, 6)
