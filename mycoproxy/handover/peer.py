@@ -74,6 +74,7 @@ class LocalPeer:
         self._move = move
         self._note = note
         self._behind = None if behind is None else tuple(behind)
+        self._begun = False
         self._opened = False
         self._nft: Nft
         self._conntrack: Conntrack
@@ -96,6 +97,7 @@ class LocalPeer:
 
     async def prepare(self) -> None:
         """Open the sockets to the kernel and make the tables, so that re-homing is quick."""
+        self._begun = True
         await self._worker.run(self._prepare)
 
     def _prepare(self) -> None:
@@ -357,10 +359,13 @@ class LocalPeer:
 
     async def close(self) -> None:
         """Remove what was only for the time of the move."""
-        if self._opened:
+        if self._begun:  # it may be under way, and cannot be stopped
+            self._begun = False
             await self._worker.run(self._close)
 
     def _close(self) -> None:
+        if not self._opened:
+            return
         self._opened = False
         if self._tap is not None:
             # Only now: closing a packet socket waits for an RCU grace period, some 20 ms.

@@ -55,6 +55,7 @@ class LocalSource:
         self._worker = worker
         self._init_pid = init_pid
         self._move = move
+        self._begun = False
         self._opened = False
         self._is_held = False
         self._nft: Nft
@@ -68,6 +69,7 @@ class LocalSource:
 
     async def prepare(self, *, is_held: bool = False) -> None:
         """Make the (empty) hold. ``is_held``: another process has made it, and may have used it."""
+        self._begun = True
         await self._worker.run(self._prepare, is_held)
 
     def _prepare(self, is_held: bool) -> None:
@@ -240,10 +242,13 @@ class LocalSource:
 
     async def close(self) -> None:
         """Close the duplicates and remove the hold."""
-        if self._opened:
+        if self._begun:  # it may be under way, and cannot be stopped
+            self._begun = False
             await self._worker.run(self._close)
 
     def _close(self) -> None:
+        if not self._opened:
+            return
         self._opened = False
         if self._tap is not None:
             self._tap.close()

@@ -59,6 +59,7 @@ class LocalTarget:
     def __init__(self, worker: NamespaceWorker, move: str) -> None:
         self._worker = worker
         self._move = move
+        self._begun = False
         self._opened = False
         self._nft: Nft
         self._shield: Shield
@@ -77,6 +78,7 @@ class LocalTarget:
     async def prepare(self, *, is_shielded: bool = False) -> None:
         """Raise the shield. ``is_shielded``: another process has done that, and it may have been
         lifted since."""
+        self._begun = True
         await self._worker.run(self._prepare, is_shielded)
 
     def _prepare(self, is_shielded: bool) -> None:
@@ -288,10 +290,13 @@ class LocalTarget:
         ``stays_shielded``: not that, as long as there is the namespace. There is no copy, and paths
         may still lead to where it was to be; whoever comes must not be answered with a reset.
         """
-        if self._opened:
+        if self._begun:  # it may be under way, and cannot be stopped
+            self._begun = False
             await self._worker.run(self._close, stays_shielded)
 
     def _close(self, stays_shielded: bool) -> None:
+        if not self._opened:
+            return
         self._opened = False
         if self._collecting is not None and self._collecting.exception() is None:
             self._collecting.result().close()

@@ -134,7 +134,11 @@ class PeerPart:
             self._move,
             note=lambda changes: self._note(path, changes),
         )
-        await pod.prepare()
+        try:
+            await pod.prepare()
+        except BaseException:
+            await pod.close()
+            raise
         self._pods[path] = pod
         self._node.add(pod)
         return pod

@@ -36,6 +36,7 @@ class AnchorLifetimes:
         """How many there were after the last sweep, or may have been."""
         self._worker = worker
         self._moving = moving
+        self._begun = False
         self._opened = False
         self._due = 0.0  # when ``look`` sweeps again
         self._nft: Nft
@@ -44,6 +45,7 @@ class AnchorLifetimes:
 
     async def open(self) -> None:
         """Open the sockets to the kernel. Raises ``OSError``, ``MycoError``."""
+        self._begun = True
         await self._worker.run(self._open)
 
     def _open(self) -> None:
@@ -89,10 +91,13 @@ class AnchorLifetimes:
 
     async def close(self) -> None:
         """Close the sockets. What is anchored stays so."""
-        if self._opened:
+        if self._begun:  # it may be under way, and cannot be stopped
+            self._begun = False
             await self._worker.run(self._close)
 
     def _close(self) -> None:
+        if not self._opened:
+            return
         self._opened = False
         self._nft.close()
         self._conntrack.close()

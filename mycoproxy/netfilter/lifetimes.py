@@ -73,6 +73,7 @@ class TranslationLifetimes:
         self._lock = asyncio.Lock()
         self._woken = asyncio.Event()
         self._readable = select.epoll()
+        self._begun = False
         self._opened = False
         self._nft: Nft
         self._translate: Translate
@@ -97,6 +98,7 @@ class TranslationLifetimes:
 
     async def open(self) -> None:
         """Open the sockets to the kernel. Raises ``OSError``, ``MycoError``."""
+        self._begun = True
         await self._worker.run(self._open)
 
     def _open(self) -> None:
@@ -159,11 +161,14 @@ class TranslationLifetimes:
     async def close(self) -> None:
         """Listen no more. The translations stay."""
         async with self._lock:
-            if self._opened:
+            if self._begun:  # it may be under way, and cannot be stopped
+                self._begun = False
                 await self._worker.run(self._close)
             self._readable.close()
 
     def _close(self) -> None:
+        if not self._opened:
+            return
         self._opened = False
         self._listen(wanted=False)
         self._nft.close()

@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ from netfilter_lab import PORT, VIRTUAL, Lab, service_lab, tuple_of
 
 from mycoproxy.addresses import FourTuple
 from mycoproxy.handover import LocalNode, LocalPeer
-from mycoproxy.netfilter.paths import Path
+from mycoproxy.netfilter.paths import Path as Way
+from mycoproxy.sockdiag import SocketLookup
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -37,7 +40,7 @@ def dial_from_one_port(lab: Lab, address: str, version: int) -> socket.socket:
     return made
 
 
-async def survey(lab: Lab, names: list[FourTuple], version: int) -> dict[FourTuple, list[Path]]:
+async def survey(lab: Lab, names: list[FourTuple], version: int) -> dict[FourTuple, list[Way]]:
     host = LocalPeer("router", lab.router.worker, "test")
     node = LocalNode(host, [LocalPeer("router", lab.client.worker, "test")])
     await node.prepare()
@@ -50,10 +53,40 @@ async def survey(lab: Lab, names: list[FourTuple], version: int) -> dict[FourTup
         name: [
             offer.path
             for offer in offers
-            if offer.connection == name and offer.path not in (Path.NOTHING, Path.ADMIT)
+            if offer.connection == name and offer.path not in (Way.NOTHING, Way.ADMIT)
         ]
         for name in names
     }
+
+
+def test_a_peer_that_is_closed_while_it_is_made_ready_leaves_nothing_open(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> SocketLookup:
+        begun.set()
+        assert go_on.wait(10)
+        return SocketLookup()
+
+    monkeypatch.setattr("mycoproxy.handover.peer.SocketLookup", slowly)
+
+    async def scenario() -> None:
+        await asyncio.to_thread(int)  # has its thread, and the loop its descriptors
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        peer = LocalPeer("router", lab.router.worker, "test")
+        preparing = asyncio.create_task(peer.prepare())
+        await asyncio.to_thread(begun.wait, 10)
+        preparing.cancel()
+        await asyncio.wait({preparing})
+        closing = asyncio.create_task(peer.close())
+        await asyncio.sleep(0)
+        go_on.set()
+        await closing
+        await lab.router.worker.run(int)  # what was under way is done
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -76,6 +109,6 @@ def test_a_port_that_a_client_uses_twice_is_no_reason_to_take_one_connection_for
     assert service != direct
     ways = asyncio.run(survey(lab, [service, direct], version))
     assert ways == {
-        service: [Path.REBIND],
-        direct: [Path.REBIND] if service_first else [Path.TRANSLATE],
+        service: [Way.REBIND],
+        direct: [Way.REBIND] if service_first else [Way.TRANSLATE],
     }
