@@ -28,7 +28,7 @@ from mycoproxy.netfilter.conntrack import Conntrack
 from mycoproxy.netfilter.endings import Ending
 from mycoproxy.netfilter.lifetimes import TranslationLifetimes
 from mycoproxy.netfilter.translate import Move, Translate
-from mycoproxy.sockdiag import SocketLookup
+from mycoproxy.sockdiag import DestroyedSockets, SocketLookup
 from mycoproxy.tcp import capture, establish, release
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
@@ -284,6 +284,15 @@ def test_a_sweep_finds_what_ended_while_nobody_listened(lab: Lab) -> None:
 def test_events_that_were_lost_lose_no_ending(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockdiag, "_EVENTS_BUFFER", 4096)
     moved = _moved(lab, 4)
+    missed = []
+    read = DestroyedSockets.read
+
+    def watched(events: DestroyedSockets) -> Any:
+        told = read(events)
+        missed.append(told.missed)
+        return told
+
+    monkeypatch.setattr(DestroyedSockets, "read", watched)
 
     async def act(lifetimes: TranslationLifetimes) -> None:
         for _ in range(100):
@@ -293,7 +302,9 @@ def test_events_that_were_lost_lose_no_ending(lab: Lab, monkeypatch: pytest.Monk
             await lifetimes.react()
             await asyncio.sleep(0.05)
 
-    assert _drive(lab, act, attended=False).removed[Ending.MISSED] == 1
+    # The kernel tells a little late: of the last one it may have told after all.
+    assert _drive(lab, act, attended=False).removed.total() == 1
+    assert any(missed)
 
 
 @pytest.mark.parametrize("which", ["a", "b", "client"])
