@@ -148,3 +148,28 @@ def handover(*, connections: int, count: int, delay: float, as_json: bool) -> No
             f"{figures['hold_to_release_ms']} ms (worst {figures['hold_to_release_worst_ms']}), "
             f"frozen {figures['freeze_ms']} ms; {figures['parts_ms']}"
         )
+
+
+@bench.command()
+@click.option("--count", type=click.IntRange(min=1), default=10, show_default=True, help="Moves.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def newcomers(*, count: int, as_json: bool) -> None:
+    """Who connects while the workload stands: how long after the resume is everyone answered?
+
+    \b
+    netlab bench newcomers           redis, 100 MB; a connection every 5 ms through the Service
+
+    answered_after_resume_ms is of the last one in each move, the median of the moves.
+    """
+    require_root()
+    from netlab import bench_newcomers  # noqa: PLC0415
+
+    figures = bench_newcomers.measure(count, lambda text: click.echo(text, err=True))
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        click.echo(
+            f"{figures['newcomers']} newcomers in {figures['moves']} moves: the last one was "
+            f"answered {figures['answered_after_resume_ms']} ms after the resume "
+            f"(worst {figures['answered_after_resume_worst_ms']})"
+        )
