@@ -299,6 +299,10 @@ class Moves:
         """Every open move."""
         return [_status(move, one.machine) for move, one in sorted(self._open.items())]
 
+    def knows(self, move: MoveId) -> bool:
+        """Is it open here?"""
+        return move in self._open
+
     # --- carrying out -----------------------------------------------------------------------
 
     def _coordinator(self, move: MoveId) -> Coordinator:

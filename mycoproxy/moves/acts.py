@@ -199,6 +199,7 @@ class Acts:
     async def _act(self, move: MoveId, act: Act) -> None:
         if act.action is Action.PREPARE:
             entry = await self._entries.bound(move)
+            entry.begun = True
             await self._prepare(move, entry)
             if not entry.prepared.done():
                 entry.prepared.set_result(None)
@@ -241,6 +242,7 @@ class Acts:
         entry = await self._parts.recall(move, self._moves.attachments(move))
         self._to_recall.discard(move)
         if entry is not None:
+            entry.begun = True
             self._entries.add(entry)
 
     async def _end(self, move: MoveId, *, live: bool) -> None:

@@ -35,6 +35,8 @@ class Entry:
     source: str
     part: SourcePart | TargetPart | PeerPart
     id: MoveId | None = None
+    begun: bool = False
+    """Has the agreement ordered anything of it? From then on only the agreement ends it."""
     prepared: "asyncio.Future[None]" = field(default_factory=_future)
     """Is it ready to be committed? An exception: it cannot be."""
     staged: "asyncio.Future[Sequence[Task]]" = field(default_factory=_future)

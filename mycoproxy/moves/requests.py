@@ -105,13 +105,22 @@ class Requests:
         return await self._as_target(what, entry, entry.part, args, body)
 
     async def expire(self, entry: Entry) -> None:
-        """Close a part that has not begun, once its source knows nothing of it any more."""
+        """Close a part that has not begun, once its source knows nothing of it any more.
+
+        It may have been bound: a request can be faster than the agreement's first message, which
+        never comes if the source dies.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + self._limits.unbound
-        while entry.id is None and entry in self._entries:
+        while not self._has_begun(entry) and entry in self._entries:
             await asyncio.sleep(self._limits.ask)
-            if entry.id is None and (loop.time() > end or not await self._is_known(entry)):
+            if self._has_begun(entry):
+                return
+            if loop.time() > end or not await self._is_known(entry):
                 await self._give_up(entry)
+
+    def _has_begun(self, entry: Entry) -> bool:
+        return entry.begun or (entry.id is not None and self._moves.knows(entry.id))
 
     async def _as_target(
         self, what: Method, entry: Entry, part: TargetPart, args: dict[str, Any], body: Body
@@ -200,8 +209,10 @@ class Requests:
 
     async def _give_up(self, entry: Entry) -> None:
         """It has not begun, so it has not voted, and nothing was changed."""
-        if entry.id is not None or entry not in self._entries:
+        if self._has_begun(entry) or entry not in self._entries:
             return
+        if entry.id is not None:
+            self._entries.forget(entry.id)
         log.info("%s of %s never began: closed", entry.name, entry.source)
         if isinstance(entry.part, TargetPart):
             with suppress(MycoError):

@@ -154,7 +154,6 @@ class SourcePart:
         self.involved = {
             node: self.lives[node] for node in (*expected, self.place.target) if node in self.lives
         }
-
         self.datagrams.stands()
 
     def begun(self, move_id: str, attach: Attach) -> None:

@@ -119,6 +119,30 @@ def test_an_error_of_ours_in_an_agent_is_a_no_and_nobody_waits_for_its_vote(
     clients.assert_served()
 
 
+@pytest.mark.parametrize("lab", [4], indirect=True)
+def test_a_peer_that_is_asked_and_never_hears_of_the_agreement_forgets_the_move(
+    lab: AgentsLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request may be faster than the agreement's first message, and that may be lost."""
+    clients = Clients(lab)
+
+    async def scenario() -> None:
+        async with lab:
+            moves = lab.agents["c"].engine._moves
+            receive = moves.receive
+            monkeypatch.setattr(moves, "receive", lambda *_: [])
+            await lab.begin()
+            lab.hand_over_later()
+            await lab.until(lambda: lab.driven.source_goes_on, "given back")
+            assert [entry.id for entry in lab.agents["c"].engine.entries] != [None]
+            monkeypatch.setattr(moves, "receive", receive)
+            await lab.until_settled()
+
+    asyncio.run(scenario())
+    assert lab.driven.source_goes_on
+    clients.assert_served()
+
+
 # How many orders an agent has to carry out in a handover in which nothing goes wrong, at least.
 ORDERS = {"a": 10, "b": 7, "c": 4}
 POINTS = [(name, number) for name, count in ORDERS.items() for number in range(count)]
