@@ -31,7 +31,7 @@ def runtime(count: int, progress: Progress) -> dict[str, object]:
     lab = Lab.up(topology.load(Path("demo")), "bench")
     try:
         lab.start_pod("redis")
-        _fill(lab)
+        fill(lab)
         plain: list[float] = []
         gated: list[float] = []
         for number in range(count):
@@ -52,7 +52,8 @@ def runtime(count: int, progress: Progress) -> dict[str, object]:
     }
 
 
-def _fill(lab: Lab) -> None:
+def fill(lab: Lab) -> None:
+    """Give redis its 100 MB of keys."""
     host = str(lab.topology.service("redis").addresses[0])
     start = functools.partial(lab.popen, "client")
     loading = LoadProcess(start, ["preload", "--host", host], log=lab.logs / "preload.log")

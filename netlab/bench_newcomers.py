@@ -8,7 +8,6 @@ second: it would show.)
 
 import asyncio
 import errno
-import functools
 import select
 import socket
 import threading
@@ -22,8 +21,8 @@ from migrate.machine.report import MoveReport
 from mycoproxy.errors import MycoError
 from mycoproxy.namespaces import NamespaceWorker
 from netlab import inventory, topology
+from netlab.bench import fill
 from netlab.lab import Lab, running
-from netlab.load.process import LoadProcess
 from netlab.moving import move_pod
 
 Progress = Callable[[str], None]
@@ -108,7 +107,7 @@ def measure(moves: int, progress: Progress) -> dict[str, object]:
     inventory.remove(LAB)
     waits: list[list[float]] = []
     with running(topology.load(Path("demo")), LAB) as lab:
-        _fill(lab)
+        fill(lab)
         hosts = [str(one) for one in lab.topology.service("redis").addresses]
         for number in range(moves):
             host = hosts[number % len(hosts)]
@@ -150,11 +149,3 @@ def waits_of(report: MoveReport, newcomers: Newcomers) -> list[float]:
         for number, opened in newcomers.opened.items()
         if begin <= opened <= resumed
     ]
-
-
-def _fill(lab: Lab) -> None:
-    host = str(lab.topology.service("redis").addresses[0])
-    start = functools.partial(lab.popen, "client")
-    loading = LoadProcess(start, ["preload", "--host", host], log=lab.logs / "preload.log")
-    loading.wait_ready()
-    loading.stop(60)
